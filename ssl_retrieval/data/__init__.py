@@ -1,0 +1,1 @@
+"""Datasets, one file per family: ``Config``, ``load(cfg) -> Task``, ``images(cfg) -> ImageSet``."""
