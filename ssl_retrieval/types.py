@@ -36,16 +36,14 @@ class ImageSet:
         """Check that ids are unique and stay inside the root, and that labels fit."""
         if len(set(self.paths)) != len(self.paths):
             twice = next(p for p in self.paths if self.paths.count(p) > 1)
-            raise UserError(
-                f"image path listed twice: {twice!r} (paths are ids and must be unique)"
-            )
+            raise UserError(f"image path listed twice: {twice!r} (paths are ids and must be unique)")
         for path in self.paths:
             if path.startswith("/") or ".." in path.split("/"):
                 raise UserError(f"image path {path!r} leaves its root {str(self.root)!r}")
         if self.labels is not None:
             assert self.labels.dtype == np.int64
             assert self.labels.shape == (len(self.paths),)
-            assert len(self.labels) == 0 or 0 <= self.labels.min()
+            assert len(self.labels) == 0 or self.labels.min() >= 0
             assert len(self.labels) == 0 or self.labels.max() < len(self.class_names)
 
     def __len__(self) -> int:
@@ -180,9 +178,7 @@ class Task:
     def restrict(self, query_ids: set[str], gallery_ids: set[str]) -> "Task":
         """Drop queries and gallery images whose ids are not given (unreadable files, say)."""
         keep_q = np.array([i for i, p in enumerate(self.queries.paths) if p in query_ids], np.int64)
-        keep_g = np.array(
-            [i for i, p in enumerate(self.gallery.paths) if p in gallery_ids], np.int64
-        )
+        keep_g = np.array([i for i, p in enumerate(self.gallery.paths) if p in gallery_ids], np.int64)
         if len(keep_q) == len(self.queries) and len(keep_g) == len(self.gallery):
             return self
         new_index = np.full(len(self.gallery), -1, dtype=np.int64)
