@@ -134,6 +134,7 @@ class Task:
         protocol: How it is scored.
         fit: Images on which post-processing may be fitted; never the test images.
         description: One plain sentence about what is searched where.
+        metrics: Metrics that are customary here, besides the default ones.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Task:
     protocol: Protocol = field(default_factory=Protocol)
     fit: ImageSet | None = None
     description: str = ""
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the lists fit: in range, unique, relevant and ignored disjoint."""
@@ -198,6 +200,7 @@ class Task:
             protocol=self.protocol,
             fit=self.fit,
             description=self.description,
+            metrics=self.metrics,
         )
 
 

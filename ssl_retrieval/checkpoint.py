@@ -1,0 +1,94 @@
+"""The exported encoder: safetensors weights plus everything needed to use them, in one file."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ssl_retrieval import backbones
+from ssl_retrieval.atomic import atomic_path
+from ssl_retrieval.errors import UserError
+from ssl_retrieval.network_input import InputSpec
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What stands in the file beside the weights.
+
+    Attributes:
+        backbone: timm name.
+        stem: ``standard`` or ``small``.
+        input: `InputSpec.to_dict`.
+        method: Name of the method that trained it.
+        start: Where training began: ``random``, ``offline``, ….
+        step: Steps trained.
+        train_s: Seconds of training.
+        images: Number of training images.
+        seed: Seed of the run.
+        extra: Anything else worth keeping.
+    """
+
+    backbone: str
+    stem: str
+    input: dict[str, Any]
+    method: str = ""
+    start: str = ""
+    step: int = 0
+    train_s: float = 0.0
+    images: int = 0
+    seed: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save(model: nn.Module, card: Card, file: Path) -> None:
+    """Write the encoder atomically."""
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    metadata = {"ssl_retrieval": json.dumps({"schema": SCHEMA} | asdict(card))}
+    with atomic_path(file) as partial:
+        save_file(state, partial, metadata=metadata)
+
+
+def read_card(file: Path) -> Card:
+    """Read the card alone.
+
+    Raises:
+        UserError: No such file, or not a checkpoint of ours.
+    """
+    if not file.is_file():
+        raise UserError(f"no checkpoint {str(file)!r}: give the checkpoint.safetensors of a pretrain run")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            values = json.loads((stored.metadata() or {})["ssl_retrieval"])
+        if values.pop("schema") != SCHEMA:
+            raise UserError(f"{file}: written by another version of ssl_retrieval")
+        return Card(**values)
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{file}: not a checkpoint of ssl_retrieval (weights of other origin go to model.weights=FILE)"
+        ) from error
+
+
+def load(file: Path) -> tuple[nn.Module, Card, InputSpec]:
+    """Read an encoder in eval mode, its card and its input.
+
+    Raises:
+        UserError: See `read_card`.
+    """
+    card = read_card(file)
+    spec = InputSpec.from_dict(card.input)
+    model = backbones.make(card.backbone, "random", image_size=spec.size, stem=card.stem)
+    with safe_open(file, framework="pt") as stored:
+        state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{file}: the weights do not fit {card.backbone!r}") from error
+    assert all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
+    return model.eval(), card, spec

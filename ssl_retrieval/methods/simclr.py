@@ -1,0 +1,79 @@
+"""SimCLR: two views of an image attract, all other images of the batch repel.
+
+Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual
+Representations, ICML 2020 (arXiv 2002.05709). As in the authors' code, both views go through the
+network in one batch, and the projection head has no bias in its last layer.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from torch import Tensor, nn
+
+from ssl_retrieval import backbones
+from ssl_retrieval.augment import Augment, View
+from ssl_retrieval.errors import UserError
+from ssl_retrieval.methods.base import BaseMethod, StepOutput
+
+
+@dataclass
+class Config:
+    """The objective's settings.
+
+    Attributes:
+        temperature: Of the softmax over similarities; the paper takes 0.1 for ImageNet and 0.5 for
+            CIFAR-10.
+        hidden_dim: Width of the projection head; 0 = the feature's.
+        output_dim: Dimension in which similarities are taken.
+        num_layers: Layers of the head, 2 (SimCLR) or 3 (SimCLR v2).
+        augment: How both views are made.
+    """
+
+    name: str = "simclr"
+    temperature: float = 0.5
+    hidden_dim: int = 0
+    output_dim: int = 128
+    num_layers: int = 2
+    augment: Augment = field(default_factory=Augment)
+
+
+class Method(BaseMethod):
+    """SimCLR around a timm backbone."""
+
+    def __init__(self, cfg: Config, backbone: nn.Module) -> None:
+        """Put a projection head on the backbone.
+
+        Args:
+            cfg: See `Config`.
+            backbone: A network from `backbones.make`.
+        """
+        super().__init__()
+        cfg.augment.check()
+        if cfg.temperature <= 0:
+            raise UserError(f"method.temperature={cfg.temperature}: must be positive")
+        if cfg.num_layers < 2 or cfg.output_dim < 1:
+            raise UserError("method.num_layers must be at least 2 and method.output_dim at least 1")
+        self.cfg = cfg
+        self.encoder = backbone
+        dim = backbones.feature_dim(backbone)
+        self.head = SimCLRProjectionHead(dim, cfg.hidden_dim or dim, cfg.output_dim, cfg.num_layers)
+        self.criterion = NTXentLoss(temperature=cfg.temperature)
+
+    def views(self, image_size: int) -> list[View]:
+        """Ask for two views made alike."""
+        return [View(self.cfg.augment, image_size)] * 2
+
+    def step(self, views: list[Tensor], progress: float) -> StepOutput:
+        """Compute NT-Xent over the 2B projections.
+
+        Args:
+            views: Two float [B, 3, S, S].
+            progress: Not used: SimCLR has no schedule of its own.
+        """
+        projected = self.head(backbones.own_pooling(self.encoder, torch.cat(views)))
+        # The softmax over 2B similarities loses precision in half types: fp32, whatever came before.
+        with torch.autocast(projected.device.type, enabled=False):
+            first, second = projected.float().chunk(2)
+            return StepOutput(loss=self.criterion(first, second))

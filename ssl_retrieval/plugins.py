@@ -1,0 +1,53 @@
+"""Find a dataset, extractor or method by name: the file name is the config name."""
+
+import difflib
+import importlib
+import pkgutil
+from types import ModuleType
+
+from ssl_retrieval.errors import UserError
+
+_PACKAGES = {
+    "dataset": ("ssl_retrieval.data", "load"),
+    "extractor": ("ssl_retrieval.extractors", "Extractor"),
+    "method": ("ssl_retrieval.methods", "Method"),
+}
+"""Kind -> (package, the fixed symbol that makes a file of it a plugin)."""
+
+
+def known(kind: str) -> list[str]:
+    """List the plugin names of a kind (``dataset``, ``extractor`` or ``method``).
+
+    >>> "folder" in known("dataset"), "simclr" in known("method")
+    (True, True)
+    """
+    package, symbol = _PACKAGES[kind]
+    modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    names = sorted(module.name for module in modules)
+    return [name for name in names if hasattr(importlib.import_module(f"{package}.{name}"), symbol)]
+
+
+def find(kind: str, name: str) -> ModuleType:
+    """Import the plugin ``name`` of a kind.
+
+    An extractor that is no file here may be the name of a timm model: that gives the plugin
+    ``timm_model``.
+
+    Raises:
+        UserError: No such plugin; the text lists the known ones and the nearest names.
+    """
+    package, _ = _PACKAGES[kind]
+    names = known(kind)
+    if name in names:
+        return importlib.import_module(f"{package}.{name}")
+    hint = ""
+    if kind == "extractor":
+        import timm
+
+        if timm.is_model(name.partition(".")[0]):
+            return importlib.import_module(f"{package}.timm_model")
+        hint = ", or any timm model"
+        names = [*names, *timm.list_models()]
+    near = difflib.get_close_matches(name, names, n=3)
+    guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise UserError(f"unknown {kind} {name!r}{guess} (known: {', '.join(known(kind))}{hint})")

@@ -1,0 +1,65 @@
+"""What a training run writes down: progress bar, ``metrics.jsonl``, TensorBoard events."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.progress import TextColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ssl_retrieval.atomic import atomic_path
+from ssl_retrieval.console import console, progress_bar, say
+
+
+class RunLog:
+    """Progress bar, ``metrics.jsonl`` and TensorBoard events."""
+
+    def __init__(self, out: Path, step: int, total: int, steps_per_epoch: int, batch_size: int) -> None:
+        """Open the run's log at ``step``; lines that a killed process wrote beyond it are dropped."""
+        self.file = out / "metrics.jsonl"
+        kept = [line for line in _lines(self.file) if json.loads(line)["step"] <= step]
+        with atomic_path(self.file) as partial:
+            partial.write_text("".join(kept))
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+        self.bar = progress_bar(TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} images/s"))
+        self.task = self.bar.add_task("train", total=total, completed=step, loss=float("nan"), rate=0.0)
+        self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
+        self.begin, self.first = time.monotonic(), step
+        self.loss = float("nan")
+
+    def __enter__(self) -> "RunLog":
+        """Show the bar."""
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the bar away and close the files."""
+        self.bar.stop()
+        self.board.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Store one line of metrics."""
+        self.loss = values["loss"]
+        row = {"step": step, "epoch": step / self.steps_per_epoch} | values
+        with self.file.open("a") as stream:
+            stream.write(json.dumps(row | {"images_per_s": round(self.rate(step), 1)}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(f"train/{name}", value, step)
+
+    def advance(self, step: int) -> None:
+        """Move the bar; where there is no terminal, print a line per epoch."""
+        self.bar.update(self.task, completed=step, loss=self.loss, rate=self.rate(step))
+        if not console.is_terminal and step % self.steps_per_epoch == 0:
+            say(f"epoch {step // self.steps_per_epoch}: loss {self.loss:.3f}, {self.rate(step):.0f} images/s")
+
+    def rate(self, step: int) -> float:
+        """Give images per second since this process began to train."""
+        return (step - self.first) * self.batch_size / max(time.monotonic() - self.begin, 1e-9)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    if file.is_file():
+        with file.open() as stream:
+            # A killed process can leave half a line at the end.
+            yield from (line for line in stream if line.endswith("\n"))
