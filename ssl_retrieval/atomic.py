@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ssl_retrieval.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -35,3 +37,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before hours of work end there; makes nothing.
+
+    Args:
+        folder: It may be missing, as may its parents.
+
+    Raises:
+        UserError: It, or the nearest parent that exists, is no folder or may not be written.
+    """
+    nearest = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"cannot write to {str(folder)!r}: {str(nearest)!r} is a file; choose another out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(
+            f"cannot write to {str(folder)!r}: no permission in {str(nearest)!r}; choose another out"
+        )

@@ -1,6 +1,8 @@
 """The commands; thin. Exit status: 0 done, 2 the user's mistake (one line), 1 our own failure."""
 
 import errno
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,24 +16,34 @@ from ssl_retrieval.errors import UserError
 
 app = typer.Typer(
     help="Train self-supervised image embeddings and compare them with offline baselines.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT}
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
+# What typer raises for a wrong command line; it has no public name of its own.
+_UsageError: Any = typer.BadParameter.__base__
+_STOPPED = 130
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="The job's config.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys that override the yaml.")
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="CONFIG.yaml [KEY=VALUE]...", help="The job, and keys that override its yaml."),
 ]
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     if version:
         print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -48,7 +60,7 @@ def demo(
 
 
 @app.command()
-def pretrain(config: ConfigFile, overrides: Overrides = None) -> None:
+def pretrain(inputs: Inputs) -> None:
     """Train a self-supervised network; the same command again resumes a stopped run.
 
     Example: ssl-retrieval pretrain configs/pretrain/simclr.yaml data.root=photos out=runs/simclr
@@ -56,22 +68,22 @@ def pretrain(config: ConfigFile, overrides: Overrides = None) -> None:
     from ssl_retrieval.train import PretrainConfig
     from ssl_retrieval.train import pretrain as run
 
-    print(run(_load(PretrainConfig, config, overrides)))
+    print(run(_load(PretrainConfig, inputs)))
 
 
 @app.command()
-def embed(config: ConfigFile, overrides: Overrides = None) -> None:
+def embed(inputs: Inputs) -> None:
     """Embed the images of a folder or dataset.
 
     Example: ssl-retrieval embed configs/embed/folder.yaml data.root=photos out=runs/photos
     """
     from ssl_retrieval.embed import EmbedConfig, run_embed
 
-    print(run_embed(_load(EmbedConfig, config, overrides)))
+    print(run_embed(_load(EmbedConfig, inputs)))
 
 
 @app.command()
-def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
+def evaluate(inputs: Inputs) -> None:
     """Score one representation on one task.
 
     Example: ssl-retrieval evaluate configs/evaluate/folder.yaml data.root=photos out=runs/photos-eval
@@ -81,7 +93,7 @@ def evaluate(config: ConfigFile, overrides: Overrides = None) -> None:
     from ssl_retrieval.evaluate import evaluate as run
     from ssl_retrieval.report.table import to_rich
 
-    cfg = _load(EvaluateConfig, config, overrides)
+    cfg = _load(EvaluateConfig, inputs)
     report = run(cfg)
     Console().print(to_rich(compare_reports([report])))
     say(f"written: {Path(cfg.out).expanduser() / 'report.json'}")
@@ -104,16 +116,20 @@ def compare(
 
     Example: ssl-retrieval compare runs/a/report.json runs/b/report.json --out runs/a-b
     """
+    from ssl_retrieval.atomic import require_writable
     from ssl_retrieval.grid import CompareConfig, compare_reports, run_grid
     from ssl_retrieval.report.files import read_report
 
     if any(item.endswith(".json") for item in inputs):
-        target = out or Path("comparison")
-        reports = [read_report(Path(item)) for item in inputs]
+        files, overrides = _split(inputs)
+        target = _only_out(overrides) or out or Path("comparison")
+        require_writable(target)
+        reports = [read_report(Path(item)) for item in files]
         _show(compare_reports(reports, target, force), target)
         return
-    overrides = [*inputs[1:], *([f"out={out}"] if out else [])]
-    cfg = _load(CompareConfig, Path(inputs[0]), overrides)
+    if out:
+        inputs = [*inputs, f"out={json.dumps(str(out))}"]
+    cfg = _load(CompareConfig, inputs)
     _show(run_grid(cfg), Path(cfg.out).expanduser())
 
 
@@ -140,10 +156,30 @@ def search(
         say(f"written: {html}")
 
 
-def _load(schema: Any, file: Path, overrides: list[str] | None) -> Any:
+def _load(schema: Any, inputs: list[str]) -> Any:
     from ssl_retrieval import config
 
-    return config.load(schema, file, overrides or [])
+    files, overrides = _split(inputs)
+    if not files:
+        raise UserError(f"no config among {' '.join(inputs)!r}: give the path of a yaml file too")
+    # Whatever else is no key=value is a mistake that the reader of overrides explains.
+    return config.load(schema, Path(files[0]).expanduser(), [*files[1:], *overrides])
+
+
+def _split(inputs: list[str]) -> tuple[list[str], list[str]]:
+    """Tell files from ``key=value`` texts, wherever they stand; no key holds a slash."""
+    overrides = [item for item in inputs if re.match(r"[^/\\]+=", item)]
+    return [item for item in inputs if item not in overrides], overrides
+
+
+def _only_out(overrides: list[str]) -> Path | None:
+    out = None
+    for item in overrides:
+        key, _, value = item.partition("=")
+        if key != "out" or not value:
+            raise UserError(f"{item!r}: finished reports take no key but out=DIR")
+        out = Path(value).expanduser()
+    return out
 
 
 def _show(comparison: Any, out: Path) -> None:
@@ -160,7 +196,11 @@ def _show(comparison: Any, out: Path) -> None:
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        status = app(prog_name="ssl-retrieval", standalone_mode=False)
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "ssl-retrieval"
+        say(f"error: {error.format_message()} (see {command} --help)")
+        sys.exit(2)
     except UserError as error:
         say(f"error: {error}")
         sys.exit(2)
@@ -169,6 +209,8 @@ def main() -> None:
             raise
         say(f"error: {error.filename or 'disk'}: {error.strerror}: choose another out, or make room")
         sys.exit(2)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on from the last checkpoint")
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _STOPPED
+    if status == _STOPPED:
+        say("stopped; the same command goes on from what is saved")
+        sys.exit(status)

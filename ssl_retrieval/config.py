@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -14,6 +14,15 @@ from ssl_retrieval import plugins
 from ssl_retrieval.errors import UserError
 
 Schema = TypeVar("Schema")
+
+_TYPES_IN_WORDS = {
+    list: "a list, as [a, b],",
+    dict: "a section of keys",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+}
 
 
 def plugin(kind: str) -> Any:
@@ -38,17 +47,14 @@ def load(schema: type[Schema], file: Path | None, overrides: Sequence[str] = ())
         UserError: A missing file, broken yaml, unknown key (the nearest right one is named), wrong
             type, missing value, or unknown plugin.
     """
+    raw: Any = _read_yaml(file) if file else OmegaConf.create({})
+    for item in overrides:
+        raw = OmegaConf.merge(raw, _read_override(item))
     try:
-        raw: Any = OmegaConf.create(_read_yaml(file) if file else {})
-        for item in overrides:
-            key, equals, _ = item.partition("=")
-            if not equals or not key.strip():
-                raise UserError(f"cannot read override {item!r}: write it as key=value")
-            raw = OmegaConf.merge(raw, OmegaConf.from_dotlist([item]))
         tree = OmegaConf.to_container(raw, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
-        where = str(file) if file else "the overrides"
-        raise UserError(f"{where}: {_one_line(error)}") from error
+    except OmegaConfBaseException as error:
+        where = " and ".join([*([str(file)] if file else []), *(["the overrides"] if overrides else [])])
+        raise UserError(f"{where}: {_one_line(error)}: mend the ${{…}} there") from error
     assert isinstance(tree, dict)
     return build(schema, {str(key): value for key, value in tree.items()})
 
@@ -62,7 +68,7 @@ def build(schema: type[Schema], tree: Mapping[str, Any], where: str = "") -> Sch
         where: Dotted prefix of the keys, for messages.
     """
     kinds = {f.name: f.metadata for f in dataclasses.fields(schema) if "kind" in f.metadata}  # type: ignore[arg-type]
-    _refuse_unknown_keys(schema, tree, where)
+    refuse_unknown_keys(schema, tree, where)
     plain = {key: value for key, value in tree.items() if key not in kinds}
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
@@ -72,7 +78,7 @@ def build(schema: type[Schema], tree: Mapping[str, Any], where: str = "") -> Sch
         raise UserError(f"missing value for {key!r}: set it in the yaml or as {key}=…") from error
     except ValidationError as error:
         key = _dotted(where, error.full_key)
-        raise UserError(f"wrong value for {key!r}: {_one_line(error)}") from error
+        raise UserError(f"wrong value for {key!r}: {_why_wrong(schema, plain, error)}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"config{' ' + where if where else ''}: {_one_line(error)}") from error
     assert isinstance(result, schema)
@@ -80,7 +86,7 @@ def build(schema: type[Schema], tree: Mapping[str, Any], where: str = "") -> Sch
         prefix = _dotted(where, name)
         section = tree.get(name)
         if meta.get("map"):
-            sections = _section(section or {}, prefix)
+            sections = _section(section or {}, prefix, f"{prefix}.LABEL.name")
             value: Any = {
                 str(label): plugin_config(meta["kind"], item, _dotted(prefix, str(label)))
                 for label, item in sections.items()
@@ -93,10 +99,10 @@ def build(schema: type[Schema], tree: Mapping[str, Any], where: str = "") -> Sch
 
 def plugin_config(kind: str, section: Any, where: str) -> Any:
     """Make the config of the plugin that ``section["name"]`` names."""
-    tree = _section(section, where)
+    tree = _section(section, where, f"{where}.name")
     name = tree.get("name")
     if not isinstance(name, str) or name == "???":
-        raise UserError(f"missing value for '{where}.name': one of {', '.join(plugins.known(kind))}")
+        raise UserError(f"missing value for '{where}.name': one of {plugins.listing(kind)}")
     return build(plugins.find(kind, name).Config, tree, where)
 
 
@@ -119,30 +125,54 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save(config: Any, file: Path) -> None:
     """Write a config object as yaml that `load` reads back."""
-    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), "utf-8")
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path) -> Any:
     if not file.is_file():
-        raise UserError(f"no config file {str(file)!r}: give the path of a yaml file")
+        raise UserError(f"no config file {str(file)!r}: give the path of a yaml file that exists")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: cannot be read as yaml: {_one_line(error)}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{file}: a config is a mapping of keys to values, not a {type(tree).__name__}")
+        # OmegaConf's reader, unlike yaml's own, refuses a key that is given twice.
+        tree = OmegaConf.load(file)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise UserError(f"{file}: not valid yaml:{line} {error.problem}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file}: cannot be read as a config: {_one_line(error)}") from error
+    if not OmegaConf.is_dict(tree):
+        raise UserError(f"{file}: a config is a mapping of keys to values (key: value), not a list")
     return tree
 
 
-def _section(value: Any, where: str) -> dict[str, Any]:
+def _read_override(item: str) -> Any:
+    key, equals, value = item.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise UserError(f"cannot read override {item!r}: write it as key=value")
+    try:
+        return OmegaConf.from_dotlist([item])
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(
+            f"cannot read override {item!r}: put the value in quotes, {key}='\"{value}\"'"
+        ) from error
+
+
+def _section(value: Any, where: str, example: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise UserError(f"{where!r} must be a section of keys (with a name), not {value!r}")
+        raise UserError(f"{where!r} must be a section of keys (as {example}=…), not {value!r}")
     return {str(key): item for key, item in value.items()}
 
 
-def _refuse_unknown_keys(schema: Any, tree: Mapping[str, Any], where: str) -> None:
+def refuse_unknown_keys(schema: Any, tree: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that a schema does not have, at any depth.
+
+    Args:
+        schema: The dataclass.
+        tree: Key -> value.
+        where: Dotted prefix of the keys, for messages.
+
+    Raises:
+        UserError: Names the nearest right key.
+    """
     known = {f.name: f for f in dataclasses.fields(schema)}
     for key, value in tree.items():
         if key not in known:
@@ -151,12 +181,32 @@ def _refuse_unknown_keys(schema: Any, tree: Mapping[str, Any], where: str) -> No
             keys = ", ".join(known)
             raise UserError(f"unknown key {_dotted(where, str(key))!r}{guess} (known keys: {keys})")
         nested = known[key].type
-        if dataclasses.is_dataclass(nested) and isinstance(value, Mapping):
-            _refuse_unknown_keys(nested, value, _dotted(where, key))
+        if not dataclasses.is_dataclass(nested):
+            continue
+        prefix = _dotted(where, key)
+        if not isinstance(value, Mapping):
+            example = dataclasses.fields(nested)[0].name
+            raise UserError(f"{prefix!r} must be a section of keys (as {prefix}.{example}=…), not {value!r}")
+        refuse_unknown_keys(nested, value, prefix)
 
 
 def _dotted(where: str, key: str | None) -> str:
     return ".".join(part for part in (where, key or "") if part)
+
+
+def _why_wrong(schema: Any, tree: Any, error: OmegaConfBaseException) -> str:
+    """Say what was given and what is needed, in words for people who do not know OmegaConf."""
+    wanted, value = schema, tree
+    for key in (error.full_key or "").split("."):
+        field = next((f for f in dataclasses.fields(wanted) if f.name == key), None)
+        if field is None or not isinstance(value, Mapping) or key not in value:
+            return _one_line(error)
+        wanted, value = field.type, value[key]
+        if not dataclasses.is_dataclass(wanted):
+            break
+    options = [get_origin(wanted), wanted, *get_args(wanted)]
+    needed = next((_TYPES_IN_WORDS[kind] for kind in options if kind in _TYPES_IN_WORDS), "another type")
+    return f"{needed} is needed, not {'nothing' if value is None else repr(value)}"
 
 
 def _one_line(error: Exception) -> str:

@@ -10,16 +10,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:
     """Print one line, without interpreting square brackets as markup."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(" ".join(text.splitlines()), markup=False, soft_wrap=True)
 
 
 def progress_bar(*extra: ProgressColumn) -> Progress:
-    """Make a progress bar: what, how far, ``extra`` columns, time left."""
+    """Make a progress bar: what, how far, ``extra`` columns, time left; silent unless someone watches."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -27,4 +27,5 @@ def progress_bar(*extra: ProgressColumn) -> Progress:
         *extra,
         TimeRemainingColumn(),
         console=console,
+        disable=not (console.is_terminal or console.is_jupyter),
     )

@@ -15,10 +15,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_retrieval import config, devices, images, plugins
-from ssl_retrieval.atomic import atomic_path
+from ssl_retrieval.atomic import atomic_path, require_writable
 from ssl_retrieval.config import plugin
 from ssl_retrieval.console import progress_bar, say
-from ssl_retrieval.embedding_files import SCHEMA, read, stored_key, write, write_items
+from ssl_retrieval.embedding_files import (
+    PARTS,
+    SCHEMA,
+    read,
+    remove_parts,
+    stored_key,
+    write,
+    write_items,
+    write_key,
+)
 from ssl_retrieval.errors import ImageError, UserError
 from ssl_retrieval.types import EmbeddingSet, ImageSet, IntArray, VectorArray, digest_of
 
@@ -36,6 +45,11 @@ class EmbedOptions:
     batch_size: int = 64
     num_workers: int = -1
     save_every_s: float = 20.0
+
+    def check(self) -> None:
+        """Refuse values that mean nothing."""
+        if self.batch_size < 1:
+            raise UserError(f"embed.batch_size={self.batch_size}: must be at least 1")
 
 
 @dataclass
@@ -79,7 +93,13 @@ class Representation:
 
     @classmethod
     def make(cls, label: str, cfg: Any, device: torch.device) -> "Representation":
-        """Build the extractor that a config names."""
+        """Build the extractor that a config names.
+
+        Raises:
+            UserError: The label is no file name, or the extractor refuses its config.
+        """
+        if "/" in label or "\\" in label:
+            raise UserError(f"representation {label!r}: a label names files, so it must not hold a slash")
         extractor = plugins.find("extractor", cfg.name).Extractor(cfg).to(device).eval()
         extractor.to(memory_format=torch.channels_last)
         return cls(label, cfg, extractor, device)
@@ -103,7 +123,10 @@ def run_embed(cfg: EmbedConfig) -> Path:
         UserError: A mistake in the config or the data.
     """
     config.require_sections(cfg, "data", "model")
+    if cfg.image_size is not None and cfg.image_size < 1:
+        raise UserError(f"image_size={cfg.image_size}: must be at least 1, or null for images as stored")
     folder = Path(cfg.out).expanduser()
+    before = stored_key(folder)
     image_set = plugins.find("dataset", cfg.data.name).images(cfg.data)
     embeddings = embed(
         Representation.make(cfg.model.name, cfg.model, devices.pick(cfg.device)),
@@ -114,7 +137,10 @@ def run_embed(cfg: EmbedConfig) -> Path:
         on_error=cfg.data.on_error,
     )
     images.report_skipped(embeddings.skipped, str(image_set.root))
-    say(f"{len(embeddings.ids)} images, {embeddings.dim} dimensions, {embeddings.images_per_s:.0f} images/s")
+    how = "nothing has changed, kept as they were"
+    if embeddings.key != before:
+        how = f"{embeddings.images_per_s:.0f} images/s"
+    say(f"{folder}: {len(embeddings.ids)} images, {embeddings.dim} dimensions; {how}")
     return folder
 
 
@@ -140,17 +166,26 @@ def embed(
     Raises:
         UserError: An unreadable image with ``on_error="fail"``, or no readable image at all.
     """
+    options.check()
+    require_writable(folder)
     identity = representation.identity()
     identity["image_size"] = image_size
     digests = images.content_digests(image_set)
     contents = digest_of([list(image_set.paths), digests])
-    meta = {"schema": SCHEMA, **identity, "images": {"root": str(image_set.root), "digest": contents}}
+    meta = {
+        "schema": SCHEMA,
+        **identity,
+        "images": {"root": str(image_set.root.resolve()), "digest": contents},
+    }
     key = digest_of({"identity": identity, "images": contents})
-    if stored_key(folder) == key:
-        stored = _checked(read(folder), on_error, image_set)
+    stored = _stored(folder, key, meta)
+    if stored is not None:
+        if on_error == "fail" and stored.skipped:
+            path, reason = stored.skipped[0]
+            raise UserError(_unreadable(image_set, path, reason))
         write_items(stored, folder, image_set)
         return stored
-    parts = _Parts(folder / "parts", key, len(image_set), representation.extractor.dim)
+    parts = _Parts(folder / PARTS, key, len(image_set), representation.extractor.dim)
     rows = _rows(representation, image_set, parts.missing(), options, image_size)
     with progress_bar() as bar:
         task = bar.add_task(f"embed {representation.label}", total=len(image_set))
@@ -158,7 +193,7 @@ def embed(
         for numbers, vectors, reasons in rows:
             if on_error == "fail" and reasons:
                 number, reason = next(iter(reasons.items()))
-                raise UserError(_unreadable(image_set, number, reason))
+                raise UserError(_unreadable(image_set, image_set.paths[number], reason))
             parts.add(numbers, vectors, reasons)
             if parts.seconds_unsaved() > options.save_every_s:
                 parts.save()
@@ -166,6 +201,21 @@ def embed(
     result = parts.collect(image_set, key, meta)
     write(result, folder, image_set)
     return result
+
+
+def _stored(folder: Path, key: str, meta: dict[str, Any]) -> EmbeddingSet | None:
+    if stored_key(folder) != key:
+        return None
+    try:
+        stored = read(folder)
+    except UserError:
+        say(f"{folder}: the stored files are damaged; embedding again")
+        return None
+    remove_parts(folder)
+    if stored.meta["images"] != meta["images"]:
+        stored = dataclasses.replace(stored, meta=stored.meta | {"images": meta["images"]})
+        write_key(stored, folder)
+    return stored
 
 
 def embed_image(representation: Representation, file: Path, image_size: int | None) -> VectorArray:
@@ -265,8 +315,7 @@ class _Parts:
             self._load()
         else:
             shutil.rmtree(folder, ignore_errors=True)
-            with atomic_path(marker) as partial:
-                partial.write_text(key)
+        self.marker, self.key = marker, key
         self.num_before = self.num_done
 
     @property
@@ -287,6 +336,9 @@ class _Parts:
         return time.monotonic() - self.saved_at
 
     def save(self) -> None:
+        if not self.marker.is_file():
+            with atomic_path(self.marker) as partial:
+                partial.write_text(self.key)
         numbers = np.array(self.unsaved, np.int64)
         reasons = np.array([self.reasons.get(int(n), "") for n in numbers], dtype=np.str_)
         with atomic_path(self.folder / f"{int(numbers[0]):09d}.npz") as partial, partial.open("wb") as stream:
@@ -298,16 +350,17 @@ class _Parts:
         if len(good) == 0:
             number, reason = next(iter(sorted(self.reasons.items())))
             raise UserError(
-                f"none of the {self.count} images in {str(image_set.root)!r} can be read "
-                f"({image_set.paths[number]}: {reason}, …)"
+                f"none of the {self.count} images in {str(image_set.root)!r} can be read: check the files; "
+                f"the first, {image_set.paths[number]!r}: {reason}"
             )
         seconds = max(time.monotonic() - self.begin, 1e-9)
+        num_new = self.count - self.num_before
         return EmbeddingSet(
             ids=tuple(image_set.paths[n] for n in good),
             vectors=self.vectors[good],
             key=key,
             skipped=tuple((image_set.paths[n], r) for n, r in sorted(self.reasons.items())),
-            images_per_s=(self.count - self.num_before) / seconds,
+            images_per_s=num_new / seconds if num_new else float("nan"),
             meta=meta,
         )
 
@@ -320,12 +373,8 @@ class _Parts:
             self.reasons |= {int(n): str(r) for n, r in zip(numbers, reasons, strict=True) if r}
 
 
-def _checked(embeddings: EmbeddingSet, on_error: str, image_set: ImageSet) -> EmbeddingSet:
-    if on_error == "fail" and embeddings.skipped:
-        path, reason = embeddings.skipped[0]
-        raise UserError(_unreadable(image_set, image_set.paths.index(path), reason))
-    return dataclasses.replace(embeddings, vectors=np.asarray(embeddings.vectors))
-
-
-def _unreadable(image_set: ImageSet, number: int, reason: str) -> str:
-    return f"{image_set.file(number)}: {reason} (set data.on_error=skip to leave such files out)"
+def _unreadable(image_set: ImageSet, path: str, reason: str) -> str:
+    return (
+        f"cannot read {str(image_set.root / path)!r}: {reason}; repair or remove it, or set "
+        "data.on_error=skip to leave such files out"
+    )

@@ -1,6 +1,7 @@
 """An EmbeddingSet as a folder that numpy, pandas and faiss can open."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import EmbeddingSet, ImageSet
 
 SCHEMA = 1
+PARTS = ".embed_parts"
+"""Folder of rows that a killed run has finished; hidden, so that it is never a folder of the user's."""
+
+_KEYS = ("key", "dim", "config", "weights", "image_size", "images")
 
 
 def write(embeddings: EmbeddingSet, folder: Path, image_set: ImageSet) -> None:
@@ -28,10 +33,25 @@ def write(embeddings: EmbeddingSet, folder: Path, image_set: ImageSet) -> None:
     write_items(embeddings, folder, image_set)
     with atomic_path(folder / "skipped.csv") as partial:
         skipped.to_csv(partial, index=False)
-    stored = {**embeddings.meta, "key": embeddings.key, "images_per_s": embeddings.images_per_s}
+    write_key(embeddings, folder)
+    remove_parts(folder)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed run has left."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+
+
+def write_key(embeddings: EmbeddingSet, folder: Path) -> None:
+    """Write ``key.json`` alone: the images may have moved while their content stays."""
+    speed = embeddings.images_per_s
+    stored = {
+        **embeddings.meta,
+        "key": embeddings.key,
+        "images_per_s": speed if math.isfinite(speed) else None,
+    }
     with atomic_path(folder / "key.json") as partial:
-        partial.write_text(json.dumps(stored, indent=1))
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+        partial.write_text(json.dumps(stored, indent=1), encoding="utf-8")
 
 
 def write_items(embeddings: EmbeddingSet, folder: Path, image_set: ImageSet) -> None:
@@ -52,16 +72,18 @@ def read(folder: Path) -> EmbeddingSet:
         UserError: Not such a folder, unfinished, or its files do not fit together.
     """
     if not (folder / "key.json").is_file():
-        hint = "; an `embed` run here has not finished" if (folder / "parts").is_dir() else ""
+        hint = "; an `embed` run here has not finished" if (folder / PARTS).is_dir() else ""
         raise UserError(f"no embeddings in {str(folder)!r} (key.json is missing{hint}): run `embed` first")
     try:
-        meta = json.loads((folder / "key.json").read_text())
+        meta = json.loads((folder / "key.json").read_text(encoding="utf-8"))
+        key, dim, *_ = (meta[name] for name in _KEYS)
         vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         ids = tuple(pd.read_parquet(folder / "items.parquet")["id"].tolist())
-        skipped = pd.read_csv(folder / "skipped.csv", dtype=str)
-        key, dim = meta["key"], meta["dim"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: embeddings cannot be read ({error}): run `embed` again") from error
+        # A file called "NA" is no missing value.
+        skipped = pd.read_csv(folder / "skipped.csv", dtype=str, keep_default_na=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{folder}: embeddings cannot be read ({reason}): run `embed` again") from error
     if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != len(ids):
         shape = f"{vectors.dtype} {list(vectors.shape)}"
         raise UserError(
@@ -84,6 +106,6 @@ def read(folder: Path) -> EmbeddingSet:
 def stored_key(folder: Path) -> str | None:
     """Give the key of a finished EmbeddingSet folder, None when there is none."""
     try:
-        return str(json.loads((folder / "key.json").read_text())["key"])
-    except (OSError, ValueError, KeyError):
+        return str(json.loads((folder / "key.json").read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None

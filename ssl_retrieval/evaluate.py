@@ -5,11 +5,15 @@ import importlib.metadata
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ssl_retrieval import config, devices, metrics, plugins
+from ssl_retrieval.atomic import require_writable
 from ssl_retrieval.config import plugin
 from ssl_retrieval.data.tasks import require_positives
 from ssl_retrieval.embed import EmbedOptions, Representation, embed
@@ -17,12 +21,15 @@ from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import report_skipped
 from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.report.files import write_report
-from ssl_retrieval.search import global_positive_counts, relevant_ranks, top_k
+from ssl_retrieval.search import RelevantRanks, global_positive_counts, relevant_ranks, top_k
 from ssl_retrieval.types import EmbeddingSet, ImageSet, Report, Task, VectorArray, digest_of
 
+KNN = "knn@20"
 KNN_K = 20
 SPEED_K = 100
 """Results per query when search speed is measured."""
+
+_NO_RANKS = RelevantRanks(*[np.empty((0, 0), np.int64)] * 3, *[np.empty(0, np.int64)] * 2)
 
 
 @dataclass
@@ -49,7 +56,7 @@ class EvaluateConfig:
         label: The representation's name in tables; by default ``model.name``.
         embed: Batch size and workers.
         protocol: See `ProtocolOptions`.
-        metrics: Metric names; empty = the default list and what fits the task.
+        metrics: Metric names; empty = the default list and what fits the task. ``mAP`` is always there.
         cache: Folder of embeddings shared between runs; by default ``out/embeddings``.
     """
 
@@ -90,10 +97,11 @@ def evaluate(cfg: EvaluateConfig) -> Report:
     """
     config.require_sections(cfg, "data", "model")
     out = Path(cfg.out).expanduser()
-    representation = Representation.make(cfg.label or cfg.model.name, cfg.model, devices.pick(cfg.device))
+    require_writable(out)
+    task = load_task(cfg.data, cfg.protocol)
     scored = score(
-        representation,
-        load_task(cfg.data, cfg.protocol),
+        Representation.make(cfg.label or cfg.model.name, cfg.model, devices.pick(cfg.device)),
+        task,
         cache=Path(cfg.cache).expanduser() if cfg.cache else out / "embeddings",
         options=cfg.embed,
         names=cfg.metrics,
@@ -122,10 +130,10 @@ def score(
     task: Task,
     *,
     cache: Path,
-    options: EmbedOptions,
-    names: list[str],
-    on_error: str,
-    resolved: dict[str, Any],
+    options: EmbedOptions | None = None,
+    names: Sequence[str] = (),
+    on_error: str = "skip",
+    resolved: dict[str, Any] | None = None,
 ) -> Scored:
     """Score one representation on one task.
 
@@ -141,20 +149,29 @@ def score(
     Raises:
         UserError: Unknown metric, unreadable images with ``fail``, or nothing left to score.
     """
-    sets: list[EmbeddingSet] = []
-    for images in (task.queries, task.gallery):
+    wanted = list(dict.fromkeys(["mAP", *names])) if names else _fitting(task)
+    for name in wanted:
+        _check_metric(name, task)
+    sets: dict[str, EmbeddingSet] = {}
+    for images in (task.gallery, task.queries):
         # One folder per image list: tasks over the same images share it.
-        folder = cache / f"{representation.label}-{_images_name(images)}"
-        size = task.protocol.image_size
-        sets.append(
-            embed(representation, images, folder, options=options, image_size=size, on_error=on_error)
+        place = _images_name(images)
+        if place in sets:
+            continue
+        sets[place] = embed(
+            representation,
+            images,
+            cache / f"{representation.label}-{place}",
+            options=options or EmbedOptions(),
+            image_size=task.protocol.image_size,
+            on_error=on_error,
         )
-        report_skipped(sets[-1].skipped, str(images.root))
-    queries, gallery = sets
+        report_skipped(sets[place].skipped, str(images.root))
+    queries, gallery = sets[_images_name(task.queries)], sets[_images_name(task.gallery)]
     kept = task.restrict(set(queries.ids), set(gallery.ids))
     require_positives(kept)
     q, g = l2_normalize(queries.vectors), l2_normalize(gallery.vectors)
-    per_query, pooled, queries_per_s, num_tied = _measure(kept, q, g, names, representation)
+    per_query, pooled, queries_per_s, num_tied = _measure(kept, q, g, wanted, representation)
     report = Report(
         task=task.name,
         representation={
@@ -174,7 +191,7 @@ def score(
             "peak_rss_mib": _peak_rss_mib(),
             "train_s": getattr(representation.extractor, "train_s", None),
         },
-        config=resolved,
+        config=resolved or {},
         versions=versions(),
         info={
             "level": kept.level,
@@ -184,30 +201,28 @@ def score(
             "num_queries_without_positives": len(kept.queries) - kept.num_queries_with_positives,
             "num_queries_with_ties": num_tied,
             "gallery_digest": digest_of(list(kept.gallery.paths)),
-            "skipped": [list(item) for item in {*queries.skipped, *gallery.skipped}],
+            "skipped": [list(item) for item in sorted({*queries.skipped, *gallery.skipped})],
         },
     )
     return Scored(report, kept, q, g)
 
 
 def _measure(
-    task: Task, q: VectorArray, g: VectorArray, names: list[str], representation: Representation
+    task: Task, q: VectorArray, g: VectorArray, wanted: list[str], representation: Representation
 ) -> tuple[dict[str, Any], dict[str, float], float, int]:
     device = representation.device
     start = time.perf_counter()
     nearest = top_k(q, g, min(SPEED_K, len(g)), task.ignored, device)
     queries_per_s = len(q) / (time.perf_counter() - start)
-    wanted = names or _fitting(task)
     ranks = relevant_ranks(q, g, task.relevant, task.ignored, device)
     per_query, pooled = {}, {}
     for name in wanted:
         if name == "uap":
             pooled[name] = metrics.uap(global_positive_counts(q, g, task.relevant, task.ignored, device))
-        elif name == f"knn@{KNN_K}":
-            labels = task.queries.labels, task.gallery.labels
-            if labels[0] is None or labels[1] is None:
-                raise UserError(f"metric {name!r} needs labels, and task {task.name!r} has none")
-            per_query[name] = metrics.knn_accuracy(nearest, labels[0], labels[1], k=KNN_K)
+        elif name == KNN:
+            assert task.queries.labels is not None
+            assert task.gallery.labels is not None
+            per_query[name] = metrics.knn_accuracy(nearest, task.queries.labels, task.gallery.labels, k=KNN_K)
         elif name == "ns_score" and task.protocol.self_match == "ignored":
             # The score counts the query itself, which comes first; the other three ranks are left.
             per_query[name] = 1 + 3 * metrics.compute("precision@3", ranks)
@@ -221,8 +236,17 @@ def _fitting(task: Task) -> list[str]:
     if task.level == "instance":
         names.append("uap")
     elif task.queries.labels is not None and task.gallery.labels is not None:
-        names.append(f"knn@{KNN_K}")
+        names.append(KNN)
     return names
+
+
+def _check_metric(name: str, task: Task) -> None:
+    """Refuse a metric before anything is embedded for it."""
+    if name == KNN:
+        if task.queries.labels is None or task.gallery.labels is None:
+            raise UserError(f"metric {name!r} needs labels, and task {task.name!r} has none: leave it out")
+    elif name != "uap":
+        metrics.compute(name, _NO_RANKS)
 
 
 def _images_name(images: ImageSet) -> str:

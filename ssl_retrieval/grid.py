@@ -1,14 +1,15 @@
 """Many representations × many tasks -> one comparison, its tables and its page."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssl_retrieval import config, devices
-from ssl_retrieval.atomic import atomic_path
+from ssl_retrieval import config, devices, plugins
+from ssl_retrieval.atomic import atomic_path, require_writable
 from ssl_retrieval.compare import Comparison, compare
 from ssl_retrieval.config import plugin_map
 from ssl_retrieval.console import say
@@ -69,8 +70,9 @@ def run_grid(cfg: CompareConfig) -> Comparison:
     if not cfg.models:
         raise UserError("missing section 'models': give at least one, as models.LABEL.name=…")
     out = Path(cfg.out).expanduser()
+    require_writable(out)
     sections = _task_sections(cfg)
-    tasks = {label: load_task(section, cfg.protocol) for label, section in sections.items()}
+    tasks = _with_own_names({label: load_task(section, cfg.protocol) for label, section in sections.items()})
     scored: dict[str, dict[str, Scored]] = {label: {} for label in tasks}
     for name, section in cfg.models.items():
         representation = Representation.make(name, section, devices.pick(cfg.device))
@@ -130,8 +132,23 @@ def _task_sections(cfg: CompareConfig) -> dict[str, Any]:
     for label, keys in overrides.items():
         if not isinstance(keys, Mapping):
             raise UserError(f"'tasks.{label}' must be a section of dataset keys, not {keys!r}")
-        sections[label] = config.plugin_config("dataset", {**cfg.data, **keys}, "data")
+        section = {**cfg.data, **keys}
+        name = section.get("name")
+        if isinstance(name, str) and name != "???":
+            schema = plugins.find("dataset", name).Config
+            config.refuse_unknown_keys(schema, cfg.data, "data")
+            config.refuse_unknown_keys(schema, keys, f"tasks.{label}")
+        sections[label] = config.plugin_config("dataset", section, "data")
     return sections
+
+
+def _with_own_names(tasks: dict[str, Task]) -> dict[str, Task]:
+    """Tell tasks of one name apart (one folder under several options) by their labels."""
+    times = Counter(task.name for task in tasks.values())
+    return {
+        label: replace(task, name=f"{task.name}-{label}") if times[task.name] > 1 else task
+        for label, task in tasks.items()
+    }
 
 
 def _galleries(comparison: Comparison, scored: dict[str, Scored], count: int) -> list[GalleryQuery]:

@@ -14,6 +14,9 @@ _PACKAGES = {
 }
 """Kind -> (package, the fixed symbol that makes a file of it a plugin)."""
 
+TIMM = "timm_model"
+"""The extractor behind every timm name; it has no name of its own."""
+
 
 def known(kind: str) -> list[str]:
     """List the plugin names of a kind (``dataset``, ``extractor`` or ``method``).
@@ -38,16 +41,25 @@ def find(kind: str, name: str) -> ModuleType:
     """
     package, _ = _PACKAGES[kind]
     names = known(kind)
-    if name in names:
+    if name in names and name != TIMM:
         return importlib.import_module(f"{package}.{name}")
-    hint = ""
     if kind == "extractor":
         import timm
 
         if timm.is_model(name.partition(".")[0]):
-            return importlib.import_module(f"{package}.timm_model")
-        hint = ", or any timm model"
+            return importlib.import_module(f"{package}.{TIMM}")
         names = [*names, *timm.list_models()]
     near = difflib.get_close_matches(name, names, n=3)
     guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise UserError(f"unknown {kind} {name!r}{guess} (known: {', '.join(known(kind))}{hint})")
+    raise UserError(f"unknown {kind} {name!r}{guess} (known: {listing(kind)})")
+
+
+def listing(kind: str) -> str:
+    """Put the known names into words, for messages.
+
+    >>> listing("extractor")
+    'checkpoint, color_histogram, pixels or any timm model'
+    """
+    if kind == "extractor":
+        return f"{', '.join(name for name in known(kind) if name != TIMM)} or any timm model"
+    return ", ".join(known(kind))

@@ -48,5 +48,5 @@ def get(name: str) -> Callable[[Tensor], Tensor]:
         UserError: No such pooling; the text lists the known ones.
     """
     if name not in _POOLINGS:
-        raise UserError(f"unknown pooling {name!r} (known: {', '.join(_POOLINGS)})")
+        raise UserError(f"model.pool={name!r}: use one of model, {', '.join(_POOLINGS)}")
     return _POOLINGS[name]

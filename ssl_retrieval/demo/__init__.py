@@ -1,0 +1,1 @@
+"""The demonstration: shipped images, three configs, and what runs them."""

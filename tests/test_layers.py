@@ -1,0 +1,132 @@
+"""Imports go downwards only, so that every part can be understood with what lies below it."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import ssl_retrieval
+
+PACKAGE = Path(ssl_retrieval.__file__).parent
+
+LAYERS = {
+    "cli": 6,
+    "demo": 5,
+    "grid": 5,
+    "compare": 4,
+    "evaluate": 4,
+    "find": 4,
+    "report": 4,
+    "train": 4,
+    "embed": 3,
+    "metrics": 3,
+    "postprocess": 3,
+    "search": 3,
+    "statistics": 3,
+    "checkpoint": 2,
+    "config": 2,
+    "data": 2,
+    "embedding_files": 2,
+    "extractors": 2,
+    "methods": 2,
+    "optim": 2,
+    "plugins": 2,
+    "precision": 2,
+    "run_log": 2,
+    "augment": 1,
+    "backbones": 1,
+    "counter_random": 1,
+    "images": 1,
+    "network_input": 1,
+    "pooling": 1,
+    "atomic": 0,
+    "console": 0,
+    "devices": 0,
+    "errors": 0,
+    "types": 0,
+}
+"""Part (a file, or a folder of files) -> height; a part imports from its own height or below."""
+
+FORBIDDEN = {
+    "methods": {"evaluate", "embed", "metrics", "search", "compare", "report", "grid"},
+    "metrics": {"extractors", "methods", "backbones", "embed", "checkpoint"},
+    "search": {"metrics", "extractors", "methods", "backbones", "embed"},
+    "statistics": {"metrics", "search", "report"},
+    "data": {"extractors", "methods", "metrics", "search", "config", "plugins"},
+    "extractors": {"methods", "metrics", "search", "config", "plugins"},
+    "train": {"evaluate", "embed", "metrics", "search", "report"},
+    "report": {"evaluate", "grid", "embed", "extractors", "data", "train", "search"},
+}
+"""What a part must not know, although its height would allow it."""
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name within the package -> file."""
+    found = {}
+    for file in PACKAGE.rglob("*.py"):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part not in ("__init__", "__main__"))] = file
+    return found
+
+
+def imported_by(file: Path) -> set[str]:
+    """Dotted names within the package that a file imports, at its top or inside a function."""
+    names: set[str] = set()
+    known = modules()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names.add(node.module or "")
+    inside = {name.partition(".")[2] for name in names if name.startswith("ssl_retrieval.")}
+    return {name for name in inside if name in known}
+
+
+def part_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+GRAPH = {name: imported_by(file) for name, file in modules().items() if name}
+
+
+def test_the_whole_package_was_read() -> None:
+    assert {"cli", "data.folder", "report.page"} <= GRAPH.keys()
+    assert {"data.tasks", "images"} <= GRAPH["data.folder"]
+
+
+def test_every_part_has_its_layer() -> None:
+    assert {part_of(name) for name in GRAPH} == LAYERS.keys()
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_go_downwards(module: str) -> None:
+    height = LAYERS[part_of(module)]
+    above = {name for name in GRAPH[module] if LAYERS[part_of(name)] > height}
+    assert not above, f"{module} (layer {height}) imports {sorted(above)} from above"
+
+
+@pytest.mark.parametrize("part", sorted(FORBIDDEN))
+def test_a_part_does_not_know(part: str) -> None:
+    reached = {part_of(name) for module in GRAPH if part_of(module) == part for name in GRAPH[module]}
+    assert not reached & FORBIDDEN[part]
+
+
+def test_nothing_imports_the_command_line() -> None:
+    assert not [name for name, imports in GRAPH.items() if "cli" in imports]
+
+
+def test_modules_do_not_import_in_a_circle() -> None:
+    # A file sees its own package's __init__, which is empty; so only real imports count.
+    order = list(TopologicalSorter(GRAPH).static_order())
+    assert order.index("errors") < order.index("types") < order.index("cli")
+
+
+def test_parts_do_not_import_in_a_circle() -> None:
+    parts: dict[str, set[str]] = {}
+    for module, imports in GRAPH.items():
+        others = {part_of(name) for name in imports} - {part_of(module)}
+        parts.setdefault(part_of(module), set()).update(others)
+    assert len(list(TopologicalSorter(parts).static_order())) == len(LAYERS)
