@@ -13,7 +13,7 @@ from ssl_retrieval.counter_random import uniform
 from ssl_retrieval.errors import UserError
 
 _CROP_ATTEMPTS = 10
-_DRAWS = 3 * _CROP_ATTEMPTS + 16
+_DRAWS = 3 * _CROP_ATTEMPTS + 24
 
 
 @dataclass
@@ -34,6 +34,10 @@ class Augment:
         blur_sigma_min: Least σ in pixels.
         blur_sigma_max: Largest σ in pixels.
         solarize: Probability of inverting the pixels above one half.
+        affine: Probability of moving the view on a plain ground of random colour: turned, shrunk,
+            shifted. No part of SimCLR; for things that turn up at any angle on any background.
+        rotate: Largest turn in degrees, either way.
+        shrink: Least scale of the moved view; 1 = none.
         interpolation: ``bilinear`` or ``bicubic``, antialiased.
     """
 
@@ -50,11 +54,14 @@ class Augment:
     blur_sigma_min: float = 0.1
     blur_sigma_max: float = 2.0
     solarize: float = 0.0
+    affine: float = 0.0
+    rotate: float = 30.0
+    shrink: float = 0.5
     interpolation: str = "bilinear"
 
     def check(self) -> None:
         """Refuse values outside their ranges."""
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize", "affine"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"augment.{name}={getattr(self, name)}: a probability in [0, 1] is needed")
         for name in ("brightness", "contrast", "saturation"):
@@ -66,6 +73,10 @@ class Augment:
             )
         if not 0 <= self.hue <= 0.5:
             raise UserError(f"augment.hue={self.hue}: must be in [0, 0.5]")
+        if not 0 <= self.rotate <= 180 or not 0 < self.shrink <= 1:
+            raise UserError(
+                f"augment.rotate={self.rotate}, shrink={self.shrink}: 0 <= rotate <= 180, 0 < shrink <= 1"
+            )
         if not 0 < self.blur_sigma_min <= self.blur_sigma_max:
             raise UserError("augment.blur_sigma_min must be positive and at most blur_sigma_max")
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -214,6 +225,27 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     return flat.reshape(batch, channels, height, width)
 
 
+def move(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, ground: Tensor) -> Tensor:
+    """Turn, shrink and shift each image on a plain ground (bilinear).
+
+    Args:
+        images: float [B, 3, H, W] of square images.
+        angle: float [B], degrees, counter-clockwise.
+        scale: float [B], positive.
+        shift: float [B, 2], of the centre to the right and down, in half sides of the image.
+        ground: float [B, 3], the colour around it.
+    """
+    turn = torch.deg2rad(angle)
+    cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
+    # grid_sample asks where each output pixel comes from: the inverse of the movement.
+    rows = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    theta = torch.cat([rows, -(rows @ shift[:, :, None])], dim=2)
+    grid = nnf.affine_grid(theta, list(images.shape), align_corners=False)
+    ground = ground[:, :, None, None]
+    # Outside the image grid_sample gives 0, which is the ground once that has been taken off.
+    return nnf.grid_sample(images - ground, grid, mode="bilinear", align_corners=False) + ground
+
+
 def _augment(images: Tensor, view: View, draws: Tensor) -> Tensor:
     cfg = view.augment
     crops, rest = draws[:, : 3 * _CROP_ATTEMPTS], draws[:, 3 * _CROP_ATTEMPTS :]
@@ -221,6 +253,14 @@ def _augment(images: Tensor, view: View, draws: Tensor) -> Tensor:
     flips = rest[:, 0] < cfg.flip
     pixels = torch.where(flips[:, None, None, None], pixels.flip(3), pixels)
     pixels = pixels.to(torch.float32).div_(255)
+    if cfg.affine > 0:
+        chosen = (rest[:, 14] < cfg.affine).nonzero()[:, 0]
+        where = rest[chosen]
+        scale = cfg.shrink + where[:, 16] * (1 - cfg.shrink)
+        # The shift keeps the (unturned) image inside the frame.
+        shift = (2 * where[:, 17:19] - 1) * (1 - scale)[:, None]
+        angle = (2 * where[:, 15] - 1) * cfg.rotate
+        pixels[chosen] = move(pixels[chosen], angle, scale, shift, where[:, 19:22])
     if cfg.jitter > 0:
         pixels = _jitter(
             pixels, cfg, chosen=rest[:, 1] < cfg.jitter, factors=rest[:, 2:6], order=rest[:, 6:10]
@@ -233,7 +273,9 @@ def _augment(images: Tensor, view: View, draws: Tensor) -> Tensor:
         sigma = cfg.blur_sigma_min + rest[chosen, 12] * (cfg.blur_sigma_max - cfg.blur_sigma_min)
         # SimCLR: a tenth of the side; torchvision and conv2d need an odd one.
         kernel_size = max(3, int(0.1 * view.size) // 2 * 2 + 1)
-        pixels[chosen] = gaussian_blur(pixels[chosen], sigma, kernel_size)
+        # conv2d refuses zero groups, and in a small batch it may be that nobody is chosen.
+        if len(chosen):
+            pixels[chosen] = gaussian_blur(pixels[chosen], sigma, kernel_size)
     if cfg.solarize > 0:
         chosen = (rest[:, 13] < cfg.solarize).nonzero()[:, 0]
         part = pixels[chosen]

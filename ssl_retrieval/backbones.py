@@ -7,7 +7,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.models import group_parameters
 from torch import Tensor, nn
 
@@ -34,17 +33,18 @@ def check_name(name: str) -> None:
         raise UserError(f"unknown backbone {name!r}{guess} (any timm model name)")
 
 
-def choose_stem(stem: str, image_size: int) -> tuple[str, str]:
+def choose_stem(stem: str, image_size: int, name: str) -> tuple[str, str]:
     """Resolve ``stem: auto``.
 
     Args:
         stem: ``auto``, ``small`` or ``standard``.
         image_size: Input side in pixels.
+        name: timm name.
 
     Returns:
         ``small`` or ``standard``, and the reason in words.
 
-    >>> choose_stem("auto", 32)
+    >>> choose_stem("auto", 32, "resnet18")
     ('small', 'images of 32 px would shrink to 1 px under the standard stem')
     """
     if stem not in ("auto", "small", "standard"):
@@ -52,6 +52,9 @@ def choose_stem(stem: str, image_size: int) -> tuple[str, str]:
     if stem != "auto":
         return stem, "set in the config"
     if image_size <= SMALL_STEM_UP_TO:
+        with torch.device("meta"):
+            if _first_convolution(timm.create_model(name)) is None:
+                return "standard", f"{name} has no other"
         left = -(-image_size // 32)
         return "small", f"images of {image_size} px would shrink to {left} px under the standard stem"
     return "standard", f"images of {image_size} px are large enough"
@@ -156,10 +159,13 @@ def _why_not(name: str, weights: str, error: Exception) -> str:
 
 
 def _shrink_stem(model: nn.Module, name: str) -> None:
-    first: Any = model.pretrained_cfg["first_conv"]  # type: ignore[index]
-    convolution = model.get_submodule(first) if isinstance(first, str) else None
-    if not isinstance(convolution, nn.Conv2d) or convolution.stride != (2, 2):
-        raise UserError(f"model.stem=small does not fit {name!r}: its first layer is no stride-2 convolution")
+    found = _first_convolution(model)
+    if found is None:
+        raise UserError(
+            f"model.stem=small does not fit {name!r}: its first layer is no stride-2 convolution; set "
+            "model.stem=standard"
+        )
+    first, convolution = found
     if convolution.kernel_size == (7, 7):
         small = nn.Conv2d(convolution.in_channels, convolution.out_channels, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
@@ -168,6 +174,13 @@ def _shrink_stem(model: nn.Module, name: str) -> None:
         convolution.stride = (1, 1)
     if isinstance(getattr(model, "maxpool", None), nn.Module):
         model.maxpool = nn.Identity()
+
+
+def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """Give name and layer of a first convolution whose stride of 2 could be taken away."""
+    name: Any = model.pretrained_cfg["first_conv"]  # type: ignore[index]
+    layer = model.get_submodule(name) if isinstance(name, str) else None
+    return (name, layer) if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2) else None
 
 
 def _load_offline(model: nn.Module, name: str) -> None:
@@ -199,11 +212,10 @@ def _load_offline(model: nn.Module, name: str) -> None:
 def _load_file(model: nn.Module, name: str, file: Path) -> None:
     try:
         state = timm.models.load_state_dict(str(file), device="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{file}: no readable weights file ({type(error).__name__})") from error
-    except Exception as error:
-        # torch raises pickle's own error type for a file that asks for code execution.
-        raise UserError(f"{file}: refused, it holds more than tensors ({type(error).__name__})") from error
+    except Exception as error:  # damaged bytes raise nearly any type, and so does a pickle with code
+        raise UserError(
+            f"{file}: no readable weights: a .safetensors file is needed, or a .pth with nothing but tensors"
+        ) from error
     own = model.state_dict()
     missing = [key for key in own if key not in state]
     wrong = [key for key in own if key in state and state[key].shape != own[key].shape]

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from ssl_retrieval import plugins
+from ssl_retrieval.console import say
 from ssl_retrieval.errors import UserError
 
 Schema = TypeVar("Schema")
@@ -47,9 +48,12 @@ def load(schema: type[Schema], file: Path | None, overrides: Sequence[str] = ())
         UserError: A missing file, broken yaml, unknown key (the nearest right one is named), wrong
             type, missing value, or unknown plugin.
     """
-    raw: Any = _read_yaml(file) if file else OmegaConf.create({})
+    given: Any = OmegaConf.create({})
     for item in overrides:
-        raw = OmegaConf.merge(raw, _read_override(item))
+        given = OmegaConf.merge(given, _read_override(item))
+    raw: Any = _read_yaml(file) if file else OmegaConf.create({})
+    _leave_out_keys_of_replaced_plugins(schema, raw, given)
+    raw = OmegaConf.merge(raw, given)
     try:
         tree = OmegaConf.to_container(raw, resolve=True)
     except OmegaConfBaseException as error:
@@ -188,6 +192,26 @@ def refuse_unknown_keys(schema: Any, tree: Mapping[str, Any], where: str) -> Non
             example = dataclasses.fields(nested)[0].name
             raise UserError(f"{prefix!r} must be a section of keys (as {prefix}.{example}=…), not {value!r}")
         refuse_unknown_keys(nested, value, prefix)
+
+
+def _leave_out_keys_of_replaced_plugins(schema: Any, raw: Any, given: Any) -> None:
+    """Drop, in ``raw``, a section's keys that an overriding ``name`` has no use for, and say so.
+
+    Otherwise ``model.name=…`` would be refused for keys that the user never wrote.
+    """
+    before: Any = OmegaConf.to_container(raw)
+    after: Any = OmegaConf.to_container(given)
+    for field in dataclasses.fields(schema):
+        old, new = before.get(field.name), after.get(field.name)
+        if "kind" not in field.metadata or not (isinstance(old, dict) and isinstance(new, dict)):
+            continue
+        name = new.get("name")
+        if not isinstance(name, str) or name == old.get("name"):
+            continue
+        known = {f.name for f in dataclasses.fields(plugins.find(field.metadata["kind"], name).Config)}
+        for key in [key for key in old if key not in known]:
+            del raw[field.name][key]
+            say(f"{field.name}.{key} of the yaml does not apply to {field.name}.name={name}: left out")
 
 
 def _dotted(where: str, key: str | None) -> str:

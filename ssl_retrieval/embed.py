@@ -98,8 +98,7 @@ class Representation:
         Raises:
             UserError: The label is no file name, or the extractor refuses its config.
         """
-        if "/" in label or "\\" in label:
-            raise UserError(f"representation {label!r}: a label names files, so it must not hold a slash")
+        check_label(label)
         extractor = plugins.find("extractor", cfg.name).Extractor(cfg).to(device).eval()
         extractor.to(memory_format=torch.channels_last)
         return cls(label, cfg, extractor, device)
@@ -114,6 +113,16 @@ class Representation:
             "weights": self.extractor.weights_digest,
             "input": None if spec is None else spec.to_dict(),
         }
+
+
+def check_label(label: str) -> None:
+    """Refuse the label of a representation that cannot be part of a file's name.
+
+    Raises:
+        UserError: It holds a slash.
+    """
+    if "/" in label or "\\" in label:
+        raise UserError(f"representation {label!r}: a label names files, so it must not hold a slash")
 
 
 def run_embed(cfg: EmbedConfig) -> Path:

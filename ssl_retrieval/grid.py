@@ -13,7 +13,7 @@ from ssl_retrieval.atomic import atomic_path, require_writable
 from ssl_retrieval.compare import Comparison, compare
 from ssl_retrieval.config import plugin_map
 from ssl_retrieval.console import say
-from ssl_retrieval.embed import EmbedOptions, Representation
+from ssl_retrieval.embed import EmbedOptions, Representation, check_label
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.evaluate import ProtocolOptions, Scored, load_task, score
 from ssl_retrieval.report.files import write_report
@@ -69,6 +69,8 @@ def run_grid(cfg: CompareConfig) -> Comparison:
     """
     if not cfg.models:
         raise UserError("missing section 'models': give at least one, as models.LABEL.name=…")
+    for name in cfg.models:
+        check_label(name)
     out = Path(cfg.out).expanduser()
     require_writable(out)
     sections = _task_sections(cfg)

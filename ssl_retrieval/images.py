@@ -285,7 +285,8 @@ def pack(images: ImageSet, size: int, file: Path, on_error: str) -> Packed:
         with atomic_path(index_file) as partial:
             partial.write_text(json.dumps(index))
     packed = Packed(
-        pixels=np.load(file, mmap_mode="r"),
+        # Copy-on-write, for torch warns about read-only memory; the file itself never changes.
+        pixels=np.load(file, mmap_mode="c"),
         paths=tuple(index["paths"]),
         skipped=tuple((path, reason) for path, reason in index["skipped"]),
     )

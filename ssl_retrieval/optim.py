@@ -75,12 +75,17 @@ def make(cfg: OptimizerConfig, method: nn.Module, batch_size: int) -> torch.opti
     lr = peak_lr(cfg, batch_size)
     if not (cfg.lr > 0 and 0 <= cfg.warmup < 1 and cfg.weight_decay >= 0 and cfg.clip >= 0):
         raise UserError("optimizer: lr > 0, 0 <= warmup < 1, weight_decay >= 0 and clip >= 0 are needed")
+    if not (0 <= cfg.momentum < 1 and 0 <= cfg.final_lr <= 1):
+        raise UserError("optimizer: 0 <= momentum < 1 and 0 <= final_lr <= 1 are needed")
     groups = _groups(method, cfg.weight_decay)
     if cfg.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     if cfg.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum)
     if cfg.name == "lars":
+        if cfg.weight_decay == 0:
+            # lightly's LARS takes groups without weight decay for biases and does not adapt their rate.
+            raise UserError("optimizer.weight_decay=0 turns lars into plain sgd: set it above 0, or name=sgd")
         return LARS(groups, lr=lr, momentum=cfg.momentum)
     raise UserError(f"unknown optimizer {cfg.name!r} (known: adamw, sgd, lars)")
 

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from types import ModuleType
 
@@ -39,10 +40,13 @@ def find(kind: str, name: str) -> ModuleType:
     Raises:
         UserError: No such plugin; the text lists the known ones and the nearest names.
     """
-    package, _ = _PACKAGES[kind]
+    package, symbol = _PACKAGES[kind]
+    # The named file first: listing all of them imports all of them, which takes seconds.
+    if name.isidentifier() and name != TIMM and importlib.util.find_spec(f"{package}.{name}"):
+        module = importlib.import_module(f"{package}.{name}")
+        if hasattr(module, symbol):
+            return module
     names = known(kind)
-    if name in names and name != TIMM:
-        return importlib.import_module(f"{package}.{name}")
     if kind == "extractor":
         import timm
 

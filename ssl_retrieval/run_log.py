@@ -21,7 +21,8 @@ class RunLog:
         kept = [line for line in _lines(self.file) if json.loads(line)["step"] <= step]
         with atomic_path(self.file) as partial:
             partial.write_text("".join(kept))
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+        # TensorBoard hides what another process wrote at or after this step.
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
         self.bar = progress_bar(TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} images/s"))
         self.task = self.bar.add_task("train", total=total, completed=step, loss=float("nan"), rate=0.0)
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size

@@ -22,6 +22,7 @@ from ssl_retrieval.images import Packed, pack, report_skipped
 from ssl_retrieval.methods.base import BaseMethod
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.run_log import RunLog
+from ssl_retrieval.types import digest_of
 
 
 @dataclass
@@ -114,7 +115,7 @@ class _Run:
 
     def __init__(self, cfg: PretrainConfig, out: Path, device: torch.device, packed: Packed) -> None:
         self.cfg, self.out, self.device, self.packed = cfg, out, device, packed
-        self.stem, why = backbones.choose_stem(cfg.model.stem, cfg.model.image_size)
+        self.stem, why = backbones.choose_stem(cfg.model.stem, cfg.model.image_size, cfg.model.name)
         backbone = backbones.make(
             cfg.model.name,
             cfg.model.weights,
@@ -142,7 +143,9 @@ class _Run:
         """Run what is left of the training."""
         self._resume()
         file = self.out / "checkpoint.safetensors"
-        if self.step >= self.total and file.is_file():
+        if self.step >= self.total:
+            if not file.is_file():
+                self._export(file)
             say(f"{self.out}: already trained ({self.step} steps); nothing to do")
             return file
         runtime = self._runtime()
@@ -157,12 +160,12 @@ class _Run:
             while self.step < self.total:
                 loss, logs, lr = self._train_step(runtime)
                 self.step += 1
+                value = float(loss)
+                if not np.isfinite(value):
+                    raise UserError(self._not_finite(f"the loss is {value}"))
                 last = self.step == self.total
                 save = last or time.monotonic() - saved > self.cfg.save_every_s
                 if self.step % self.cfg.log_every == 0 or save or self.step == 1:
-                    value = float(loss)
-                    if not np.isfinite(value):
-                        raise UserError(self._not_finite(value))
                     log.write(self.step, {"loss": value, "lr": lr} | {k: float(v) for k, v in logs.items()})
                 log.advance(self.step)
                 self.seconds = time.monotonic() - started
@@ -237,15 +240,21 @@ class _Run:
         return chosen
 
     def _save(self) -> None:
+        if not all(t.isfinite().all() for t in self.method.state_dict().values()):
+            raise UserError(self._not_finite("weights are infinite or NaN"))
+        # state.pt comes last: once it says that step k is done, the checkpoint of step k is there.
+        self._export(self.out / "checkpoint.safetensors")
         state = {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
-            "images": len(self.packed.paths),
+            "images": digest_of(self.packed.paths),
         }
         with atomic_path(self.out / "state.pt") as partial:
             torch.save(state, partial)
+
+    def _export(self, file: Path) -> None:
         card = checkpoint.Card(
             backbone=self.cfg.model.name,
             stem=self.stem,
@@ -257,17 +266,17 @@ class _Run:
             images=len(self.packed.paths),
             seed=self.cfg.seed,
         )
-        checkpoint.save(self.method.encoder, card, self.out / "checkpoint.safetensors")
+        checkpoint.save(self.method.encoder, card, file)
 
     def _resume(self) -> None:
         file = self.out / "state.pt"
         if not file.is_file():
             return
         state = torch.load(file, map_location=self.device, weights_only=True)
-        if state["images"] != len(self.packed.paths):
+        if state["images"] != digest_of(self.packed.paths):
             raise UserError(
-                f"{self.out}: the run began with {state['images']} images and there are "
-                f"{len(self.packed.paths)} now: use another out"
+                f"{self.out}: the run began with other images than the {len(self.packed.paths)} found now: "
+                "use another out, or bring the old images back"
             )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -275,11 +284,11 @@ class _Run:
         if self.step < self.total:
             say(f"{self.out}: going on at step {self.step} of {self.total}")
 
-    def _not_finite(self, value: float) -> str:
+    def _not_finite(self, what: str) -> str:
         paths = [self.packed.paths[i] for i in self._batch(self.step - 1)[:3].tolist()]
         return (
-            f"{self.out}: the loss is {value} at step {self.step} (batch with {', '.join(paths)}, …): lower "
-            "optimizer.lr, set optimizer.clip or precision=fp32; the last checkpoint is kept"
+            f"{self.out}: {what} at step {self.step} (batch with {', '.join(paths)}, …): start in another "
+            "out with a lower optimizer.lr, optimizer.clip or precision=fp32; what was saved is kept"
         )
 
 
@@ -296,10 +305,13 @@ def _check(cfg: PretrainConfig) -> None:
 
 
 def _claim(out: Path, cfg: PretrainConfig) -> None:
-    """Store the config in the run's folder; refuse to go on with another one."""
+    """Store the config in the run's folder; refuse to go on with another one.
+
+    A run that never came to save anything claims nothing: what stopped it may be the config's mistake.
+    """
     file = out / "config.yaml"
     free = {"out", "device", "save_every_s", "log_every"}
-    if file.is_file():
+    if file.is_file() and (out / "state.pt").is_file():
         before = yaml.safe_load(file.read_text())
         old, new = _flat(before), _flat(config.to_dict(cfg))
         changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in free]
@@ -311,6 +323,7 @@ def _claim(out: Path, cfg: PretrainConfig) -> None:
                 "another out, or the old values to resume"
             )
         return
+    (out / "runtime.json").unlink(missing_ok=True)
     with atomic_path(file) as partial:
         config.save(cfg, partial)
 

@@ -1,5 +1,6 @@
 """The command line as a function: in this process, or in one of its own."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -33,5 +35,7 @@ Command = Callable[..., Outcome]
 def run_in_own_process(*arguments: object, cwd: Path | None = None) -> Outcome:
     """Run ``python -m ssl_retrieval`` and wait for its end."""
     command = [sys.executable, "-m", "ssl_retrieval", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=ONE_THREAD, timeout=300, check=False
+    )
     return Outcome(done.returncode, done.stdout, done.stderr)

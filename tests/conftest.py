@@ -4,10 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Command, Outcome
 from made_up_photos import write_photos
 
 from ssl_retrieval.cli import main
+
+# Two threads wait for each other at every layer of these tiny networks, and for minutes in all when
+# something else wants a core.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

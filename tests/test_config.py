@@ -303,3 +303,18 @@ def test_save_and_load_are_inverse_for_any_text_and_number(
     before = Outer(out=out, rate=rate)
     config.save(before, file)
     assert config.load(Outer, file) == before
+
+
+def test_overriding_a_name_leaves_out_keys_the_new_plugin_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "evaluate.yaml"
+    file.write_text(
+        "out: o\ndata: {name: folder, root: r}\n"
+        "model: {name: tf_efficientnet_lite0, weights: offline, pool: gem}\n"
+    )
+    cfg = config.load(EvaluateConfig, file, ["model.name=checkpoint", "model.path=runs/a"])
+    assert (cfg.model.path, cfg.model.pool) == ("runs/a", "gem")
+    assert "model.weights of the yaml does not apply to model.name=checkpoint" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"unknown key 'model\.wieghts'"):
+        config.load(EvaluateConfig, file, ["model.name=checkpoint", "model.path=a", "model.wieghts=b"])

@@ -2,7 +2,7 @@
 
 Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual
 Representations, ICML 2020 (arXiv 2002.05709). As in the authors' code, both views go through the
-network in one batch, and the projection head has no bias in its last layer.
+network in one batch, and batch normalisation stands in for the biases of the projection head.
 """
 
 from dataclasses import dataclass, field

@@ -1,0 +1,100 @@
+"""One picture against an embedded collection."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Command
+from made_up_photos import photo
+
+from ssl_retrieval.embedding_files import read
+from ssl_retrieval.find import find
+from ssl_retrieval.images import load_image
+from ssl_retrieval.postprocess import l2_normalize
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("job") / "job.yaml"
+    file.write_text("data: {name: folder}\nmodel: {name: color_histogram, bins: 4}")
+    return file
+
+
+@pytest.fixture
+def embeddings(cli: Command, job: Path, photos: Path, tmp_path: Path) -> Path:
+    done = cli("embed", job, f"data.root={photos}", f"out={tmp_path / 'out'}")
+    assert done.code == 0, done.err
+    return tmp_path / "out"
+
+
+def test_a_picture_finds_itself_first(embeddings: Path, photos: Path) -> None:
+    for name in ("apple/0.png", "door/9.png"):
+        hits = find(embeddings, photos / name, k=5)
+        assert hits[0].file == photos / name
+        assert hits[0].score == pytest.approx(1, abs=1e-5)
+        assert len(hits) == 5
+
+
+def test_the_order_is_that_of_the_cosine(embeddings: Path, photos: Path) -> None:
+    stored = read(embeddings)
+    vectors = l2_normalize(stored.vectors)
+    cosines = vectors @ vectors[stored.ids.index("bear/3.png")]
+    hits = find(embeddings, photos / "bear" / "3.png", k=40)
+    assert [hit.file.relative_to(photos).as_posix() for hit in hits] == [
+        stored.ids[i] for i in np.argsort(-cosines, kind="stable")
+    ]
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1], atol=1e-5)
+
+
+def test_a_new_picture_finds_its_kind(embeddings: Path, photos: Path, tmp_path: Path) -> None:
+    photo((200, 40, 40), seed=77, size=(90, 50)).save(tmp_path / "red.webp")
+    hits = find(embeddings, tmp_path / "red.webp", k=10)
+    assert {hit.file.parent.name for hit in hits} == {"apple"}
+
+
+def test_more_than_there_are_gives_all(embeddings: Path, photos: Path) -> None:
+    hits = find(embeddings, photos / "bear" / "3.png", k=1000)
+    assert len({hit.file for hit in hits}) == 40
+
+
+def test_stdout_is_score_tab_path(cli: Command, embeddings: Path, photos: Path) -> None:
+    done = cli("search", "--embeddings", embeddings, "--query", photos / "cloud" / "2.png", "--k", 3)
+    assert (done.code, done.err) == (0, "")
+    rows = [line.split("\t") for line in done.out.splitlines()]
+    assert rows[0] == ["1.0000", str(photos / "cloud" / "2.png")]
+    assert len(rows) == 3
+    scores = [float(score) for score, _ in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert all(Path(path).is_file() for _, path in rows)
+
+
+def test_the_page_shows_the_pictures(cli: Command, embeddings: Path, photos: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "hits.html"
+    query = photos / "cloud" / "2.png"
+    done = cli("search", "--embeddings", embeddings, "--query", query, "--k", 3, "--html", page)
+    assert (done.code, done.err) == (0, f"written: {page}\n")
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img") == 4
+    assert "Images similar to 2.png" in text
+    assert 'src="data:image' in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_paths_lead_to_the_images_from_anywhere(
+    cli: Command, job: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    assert cli("embed", job, "data.root=photos", f"out={tmp_path / 'out'}").code == 0
+    monkeypatch.chdir(tmp_path)
+    done = cli("search", "--embeddings", "out", "--query", photos / "bear" / "1.png", "--k", 1)
+    assert done.out == f"1.0000\t{photos / 'bear' / '1.png'}\n"
+
+
+def test_the_query_is_reduced_as_the_collection_was(
+    cli: Command, job: Path, photos: Path, tmp_path: Path
+) -> None:
+    assert cli("embed", job, f"data.root={photos}", f"out={tmp_path / 'out'}", "image_size=8").code == 0
+    query = photos / "bear" / "1.png"
+    assert min(load_image(query).size) > 8
+    hits = find(tmp_path / "out", query, k=1)
+    assert hits[0].score == pytest.approx(1, abs=1e-5)

@@ -1,0 +1,100 @@
+"""SimCLR's loss against a loop over the formula, and where its gradients go."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from torch import Tensor, nn
+
+from ssl_retrieval import backbones
+from ssl_retrieval.augment import Augment
+from ssl_retrieval.errors import UserError
+from ssl_retrieval.methods.simclr import Config, Method
+
+
+def naive_nt_xent(first: Tensor, second: Tensor, temperature: float) -> float:
+    """Equation 1 of the paper, pair by pair."""
+    z = torch.cat([first, second]).double()
+    z = z / z.norm(dim=1, keepdim=True)
+    batch = len(first)
+    losses = []
+    for i in range(2 * batch):
+        partner = (i + batch) % (2 * batch)
+        others = sum(math.exp(float(z[i] @ z[k]) / temperature) for k in range(2 * batch) if k != i)
+        losses.append(-math.log(math.exp(float(z[i] @ z[partner]) / temperature) / others))
+    return sum(losses) / len(losses)
+
+
+def make(**settings: Any) -> Method:
+    torch.manual_seed(0)
+    return Method(Config(**settings), backbones.make("resnet10t", seed=1))
+
+
+@pytest.fixture
+def views() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(6, 3, 32, 32, generator=generator) for _ in range(2)]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_the_loss_is_the_papers(temperature: float, views: list[Tensor]) -> None:
+    method = make(temperature=temperature).train()
+    seen: list[Tensor] = []
+    method.head.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    loss = method.step(views, 0.0).loss
+    assert len(seen) == 1, "both views go through the network in one batch"
+    first, second = seen[0].chunk(2)
+    assert float(loss) == pytest.approx(naive_nt_xent(first, second, temperature), rel=1e-5)
+    assert float(loss) == pytest.approx(float(NTXentLoss(temperature)(first, second)), rel=1e-6)
+
+
+def test_gradients_reach_every_parameter(views: list[Tensor]) -> None:
+    method = make().train()
+    method.step(views, 0.0).loss.backward()
+    without = [name for name, p in method.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # The head's last normalisation shifts all projections alike only before they are normalised: it has one too.
+    assert without == []
+
+
+def test_the_loss_is_fp32_under_bf16(views: list[Tensor]) -> None:
+    method = make(temperature=0.1).train()
+    seen: list[Tensor] = []
+    method.head.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    taken: list[torch.dtype] = []
+    method.criterion.register_forward_pre_hook(lambda _, inputs: taken.extend(x.dtype for x in inputs))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method.step(views, 0.0).loss
+    assert seen[0].dtype == torch.bfloat16
+    assert taken == [torch.float32, torch.float32]
+    assert loss.dtype == torch.float32
+    first, second = seen[0].float().chunk(2)
+    assert float(loss) == pytest.approx(naive_nt_xent(first, second, 0.1), rel=1e-5)
+
+
+def test_two_views_made_alike() -> None:
+    views = make(augment=Augment(blur=0.5)).views(48)
+    assert [view.size for view in views] == [48, 48]
+    assert views[0].augment == views[1].augment == Augment(blur=0.5)
+
+
+def test_the_head() -> None:
+    linear = [m for m in make(num_layers=3, output_dim=64).head.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(512, 512), (512, 512), (512, 64)]
+    assert all(m.bias is None for m in linear)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"temperature": 0.0}, "method.temperature=0.0"),
+        ({"num_layers": 1}, "method.num_layers"),
+        ({"output_dim": 0}, "method.output_dim"),
+        ({"augment": Augment(flip=1.5)}, "augment.flip=1.5"),
+    ],
+)
+def test_mistakes_are_named(settings: dict[str, Any], names: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make(**settings)
+    assert names in str(caught.value)
