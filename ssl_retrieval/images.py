@@ -169,7 +169,7 @@ def list_images(root: Path) -> list[str]:
         raise UserError(f"{str(root)!r} is a file: give the folder of images (unpack archives)")
     paths: list[str] = []
     other_suffixes: Counter[str] = Counter()
-    num_links = 0
+    num_links = num_unnameable = 0
     real_root = root.resolve()
     for folder, subfolders, names in os.walk(root, onerror=_refuse_folder):
         here = Path(folder)
@@ -181,21 +181,33 @@ def list_images(root: Path) -> list[str]:
                 continue
             if file.suffix.lower() not in IMAGE_SUFFIXES:
                 other_suffixes[file.suffix.lower() or "(none)"] += 1
+            elif not _is_unicode(file.relative_to(root).as_posix()):
+                num_unnameable += 1
             elif file.is_symlink() and not file.resolve().is_relative_to(real_root):
                 num_links += 1
             else:
                 paths.append(file.relative_to(root).as_posix())
     links = f"{num_links} links not followed (folders, or files outside the root)" if num_links else ""
+    unnameable = f"{num_unnameable} files left out: names are not UTF-8, rename them" if num_unnameable else ""
     if not paths:
         seen = ", ".join(f"{count} {suffix}" for suffix, count in other_suffixes.most_common(5))
-        found = "; ".join(part for part in (seen and f"suffixes seen: {seen}", links) if part)
+        found = "; ".join(part for part in (seen and f"suffixes seen: {seen}", links, unnameable) if part)
         raise UserError(
             f"no image in {str(root)!r} ({found or 'it has no files'}): "
             f"image files end with {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    if links:
-        say(f"{str(root)!r}: {links}")
+    for note in filter(None, (links, unnameable)):
+        say(f"{str(root)!r}: {note}")
     return sorted(paths, key=_natural_key)
+
+
+def _is_unicode(name: str) -> bool:
+    """Tell whether a file name can be written to files; other bytes come as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_hidden(name: str) -> bool:

@@ -32,6 +32,7 @@ def gem(maps: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
     Returns:
         float [B, C], at least ``eps``.
 
+    >>> import torch
     >>> gem(torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 2, 2)).item()  # (100 / 4) ** (1 / 3)
     2.92...
     """

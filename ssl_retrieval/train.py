@@ -301,6 +301,8 @@ def _check(cfg: PretrainConfig) -> None:
         raise UserError("batch_size=1: contrastive training and batch normalisation need at least 2")
     if cfg.model.image_size < 8:
         raise UserError(f"model.image_size={cfg.model.image_size}: must be at least 8")
+    if cfg.pack_size is not None and cfg.pack_size < 8:
+        raise UserError(f"pack_size={cfg.pack_size}: must be at least 8, or null for model.image_size")
     backbones.check_name(cfg.model.name)
 
 

@@ -250,7 +250,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "."])
 def test_a_missing_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="no config file .* give the path of a yaml file"):
+    with pytest.raises(UserError, match=r"no config file .* give the path of a yaml file"):
         config.load(Outer, tmp_path / name)
 
 

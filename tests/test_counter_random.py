@@ -9,6 +9,8 @@ from ssl_retrieval.counter_random import uniform
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
+CHANCE = 1e-4
+"""Some thirty p-values are looked at below: one under this is no accident."""
 
 
 def splitmix64(state: int) -> int:
@@ -53,22 +55,21 @@ def test_an_image_draws_the_same_in_every_batch() -> None:
 
 @pytest.mark.parametrize("axis", ["sample", "step", "view", "seed", "position"])
 def test_values_are_uniform_and_neighbours_unrelated_along(axis: str) -> None:
-    n = 20_000
+    n = 5_000
     if axis == "sample":
         line = draws(0, 0, n, 0, 1)[:, 0]
     elif axis == "position":
         line = draws(0, 0, 1, 0, n)[0]
     else:
-        line = np.array(
-            [draws(**{"seed": 0, "step": 0, "view": 0} | {axis: i}, num_samples=1, num=1)[0, 0] for i in range(n)]
-        )
+        origin = {"seed": 0, "step": 0, "view": 0}
+        line = np.array([draws(**origin | {axis: i}, num_samples=1, num=1)[0, 0] for i in range(n)])
     assert (line >= 0).all()
     assert (line < 1).all()
-    assert stats.kstest(line, "uniform").pvalue > 1e-3
+    assert stats.kstest(line, "uniform").pvalue > CHANCE
     for lag in (1, 2, 3):
-        assert stats.pearsonr(line[:-lag], line[lag:]).pvalue > 1e-3, lag
+        assert stats.pearsonr(line[:-lag], line[lag:]).pvalue > CHANCE, lag
     pairs, _, _ = np.histogram2d(line[:-1:2], line[1::2], bins=10)
-    assert stats.chisquare(pairs.ravel()).pvalue > 1e-3
+    assert stats.chisquare(pairs.ravel()).pvalue > CHANCE
 
 
 def test_counters_do_not_stand_in_for_one_another() -> None:

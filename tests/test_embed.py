@@ -245,7 +245,7 @@ def test_a_folder_of_the_user_called_parts_is_left_alone(root: Path, tmp_path: P
     assert treasure.read_bytes() == b"dear"
 
 
-class Interrupted(Exception):
+class KilledError(Exception):
     """Stands for a kill."""
 
 
@@ -257,7 +257,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         nonlocal calls
         calls += 1
         if calls > count:
-            raise Interrupted
+            raise KilledError
         return original(path)
 
     monkeypatch.setattr(images, "load_image", load)
@@ -270,7 +270,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     whole = run(root, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_after(patch, 7)
-        with pytest.raises(Interrupted):
+        with pytest.raises(KilledError):
             run(root, tmp_path / "out", save_every_s=0)
     assert embedding_files.stored_key(tmp_path / "out") is None
     interrupt_after(monkeypatch, 3)  # six of nine are done: three are enough
@@ -286,7 +286,7 @@ def test_rows_of_another_state_of_the_images_are_not_used(
 ) -> None:
     with monkeypatch.context() as patch:
         interrupt_after(patch, 7)
-        with pytest.raises(Interrupted):
+        with pytest.raises(KilledError):
             run(root, tmp_path / "out", save_every_s=0)
     photo((255, 255, 255), seed=99).save(root / "apple" / "0.png")
     resumed = run(root, tmp_path / "out")
@@ -311,11 +311,11 @@ def test_a_run_killed_while_it_wrote_the_result_is_not_taken_for_finished(
     brighten(root)
 
     def stop(*_: object) -> None:
-        raise Interrupted
+        raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr(embedding_files, "write_items", stop)
-        with pytest.raises(Interrupted):
+        with pytest.raises(KilledError):
             run(root, tmp_path / "out")
     with pytest.raises(UserError, match=r"key\.json is missing"):
         embedding_files.read(tmp_path / "out")

@@ -1,6 +1,7 @@
 """Decoding is checked against the pixels that were written, format by format."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -376,3 +377,15 @@ def test_report_skipped_names_ten(said: list[str]) -> None:
     assert said[1] == "  0.jpg: not an image"
     assert len(said) == 12
     assert said[-1] == "  … and 3 more"
+
+
+def test_file_names_that_are_not_utf8_are_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    try:
+        os.link(os.fsencode(tmp_path / "good.png"), os.fsencode(tmp_path) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    assert list_images(tmp_path) == ["good.png"]
+    assert "1 files left out: names are not UTF-8" in capsys.readouterr().err

@@ -38,8 +38,9 @@ class Extractor(nn.Module):
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Make the vector: RGB image -> float32 [dim] of unit length."""
-        hsv = np.asarray(image.convert("HSV"), dtype=np.int64).reshape(-1, 3)
-        hue, saturation, value = (hsv * self.cfg.bins // 256).T
+        # Small integers: a photo of 24 megapixels would take a gigabyte in int64.
+        hsv = np.asarray(image.convert("HSV")).reshape(-1, 3).astype(np.uint16)
+        hue, saturation, value = (hsv * self.cfg.bins // 256).astype(np.int32).T
         cells = (hue * self.cfg.bins + saturation) * self.cfg.bins + value
         counts = np.bincount(cells, minlength=self.dim)
         return torch.from_numpy(np.sqrt(counts / counts.sum()).astype(np.float32))

@@ -43,8 +43,8 @@ class Extractor(nn.Module):
         super().__init__()
         self.family = "random" if cfg.weights == "random" else "off-the-shelf"
         self.pool = None if cfg.pool == "model" else pooling.get(cfg.pool)
-        if cfg.crop is not None and not 0 < cfg.crop <= 1:
-            raise UserError(f"model.crop={cfg.crop}: must be in (0, 1]")
+        if cfg.crop is not None and not 0.1 <= cfg.crop <= 1:
+            raise UserError(f"model.crop={cfg.crop}: must be between 0.1 and 1")
         if cfg.image_size is not None and cfg.image_size < 1:
             raise UserError(f"model.image_size={cfg.image_size}: must be at least 1")
         self.model = backbones.make(
