@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,9 +189,7 @@ def captured_jitter(monkeypatch: pytest.MonkeyPatch, cfg: Augment, count: int) -
     # The pixels carry the image's number through: every operation above leaves them alone.
     numbers = torch.arange(count, dtype=torch.float32).reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1).clone()
     rest = uniform(0, 0, torch.arange(count), 0, 46)[:, 30:]
-    augment._jitter(
-        numbers, cfg, chosen=rest[:, 1] < cfg.jitter, factors=rest[:, 2:6], order=rest[:, 6:10]
-    )
+    augment._jitter(numbers, cfg, chosen=rest[:, 1] < cfg.jitter, factors=rest[:, 2:6], order=rest[:, 6:10])
     return calls
 
 
@@ -238,7 +237,12 @@ def test_the_batch_an_image_comes_in_makes_no_difference() -> None:
 
 def test_views_and_steps_differ_and_repeat() -> None:
     images = pictures(4)
-    arguments = {"seed": 0, "samples": torch.arange(4), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    arguments: dict[str, Any] = {
+        "seed": 0,
+        "samples": torch.arange(4),
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+    }
     first, second = make_views(images, [View(EVERYTHING, 16)] * 2, step=0, **arguments)
     again, _ = make_views(images, [View(EVERYTHING, 16)] * 2, step=0, **arguments)
     later, _ = make_views(images, [View(EVERYTHING, 16)] * 2, step=1, **arguments)
@@ -259,9 +263,9 @@ def test_the_images_themselves_are_left_alone() -> None:
 def test_values_are_normalised_last() -> None:
     images = pictures(3)
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    got = make_views(
-        images, [View(PLAIN, 32)], seed=0, step=0, samples=torch.arange(3), mean=mean, std=std
-    )[0]
+    got = make_views(images, [View(PLAIN, 32)], seed=0, step=0, samples=torch.arange(3), mean=mean, std=std)[
+        0
+    ]
     expected = tvf.normalize(images.float() / 255, list(mean), list(std))
     torch.testing.assert_close(got, expected)
 
@@ -281,7 +285,7 @@ def test_probability_0_leaves_the_image_as_it_is() -> None:
     ],
 )
 def test_probability_1_takes_every_image(
-    change: dict[str, float], expected: Callable[[Tensor], Tensor]
+    change: dict[str, Any], expected: Callable[[Tensor], Tensor]
 ) -> None:
     images = pictures(64)
     cfg = replace(PLAIN, **change)
@@ -291,7 +295,8 @@ def test_probability_1_takes_every_image(
 @pytest.mark.parametrize("name", ["flip", "jitter", "grayscale", "blur", "solarize"])
 def test_a_probability_is_the_share_of_images_changed(name: str) -> None:
     images = pictures(2_000, 8, 8)
-    got = view_of(images, replace(PLAIN, **{name: 0.3}, blur_sigma_min=1.0), size=8)
+    change: dict[str, Any] = {name: 0.3}
+    got = view_of(images, replace(PLAIN, blur_sigma_min=1.0, **change), size=8)
     changed = ((got - images.float() / 255).abs() > 1e-6).flatten(1).any(1)
     assert stats.binomtest(int(changed.sum()), 2_000, 0.3).pvalue > CHANCE
 
