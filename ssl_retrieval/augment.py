@@ -41,7 +41,7 @@ class Augment:
         interpolation: ``bilinear`` or ``bicubic``, antialiased.
     """
 
-    crop_min: float = 0.2
+    crop_min: float = 0.08
     crop_max: float = 1.0
     flip: float = 0.5
     jitter: float = 0.8

@@ -33,13 +33,14 @@ def check_name(name: str) -> None:
         raise UserError(f"unknown backbone {name!r}{guess} (any timm model name)")
 
 
-def choose_stem(stem: str, image_size: int, name: str) -> tuple[str, str]:
+def choose_stem(stem: str, image_size: int, name: str, weights: str = "random") -> tuple[str, str]:
     """Resolve ``stem: auto``.
 
     Args:
         stem: ``auto``, ``small`` or ``standard``.
         image_size: Input side in pixels.
         name: timm name.
+        weights: As for `make`.
 
     Returns:
         ``small`` or ``standard``, and the reason in words.
@@ -51,6 +52,8 @@ def choose_stem(stem: str, image_size: int, name: str) -> tuple[str, str]:
         raise UserError(f"model.stem={stem!r}: one of auto, small, standard")
     if stem != "auto":
         return stem, "set in the config"
+    if weights != "random":
+        return "standard", "the weights were learned with it"
     if image_size <= SMALL_STEM_UP_TO:
         with torch.device("meta"):
             if _first_convolution(timm.create_model(name)) is None:
@@ -98,7 +101,7 @@ def make(
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise UserError(_why_not(name, weights, error)) from error
         if stem == "small":
-            _shrink_stem(model, name)
+            _shrink_stem(model, name, weights)
     if weights == "offline":
         _load_offline(model, name)
     elif weights not in ("random", "pretrained"):
@@ -158,7 +161,7 @@ def _why_not(name: str, weights: str, error: Exception) -> str:
     )
 
 
-def _shrink_stem(model: nn.Module, name: str) -> None:
+def _shrink_stem(model: nn.Module, name: str, weights: str) -> None:
     found = _first_convolution(model)
     if found is None:
         raise UserError(
@@ -167,6 +170,11 @@ def _shrink_stem(model: nn.Module, name: str) -> None:
         )
     first, convolution = found
     if convolution.kernel_size == (7, 7):
+        if weights != "random":
+            raise UserError(
+                f"model.stem=small replaces the first layer of {name!r}, whose weights would be lost: set "
+                "model.stem=standard, or model.weights=random"
+            )
         small = nn.Conv2d(convolution.in_channels, convolution.out_channels, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
         model.set_submodule(first, small)

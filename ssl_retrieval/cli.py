@@ -188,8 +188,7 @@ def _show(comparison: Any, out: Path) -> None:
 
     Console().print(to_rich(comparison))
     for task in comparison.tasks:
-        for line in headline(task):
-            print(line)
+        print(f"{task.task}: {' '.join(headline(task))}")
     say(f"written: {out / 'report.html'}, table.md, table.csv")
 
 

@@ -115,7 +115,9 @@ class _Run:
 
     def __init__(self, cfg: PretrainConfig, out: Path, device: torch.device, packed: Packed) -> None:
         self.cfg, self.out, self.device, self.packed = cfg, out, device, packed
-        self.stem, why = backbones.choose_stem(cfg.model.stem, cfg.model.image_size, cfg.model.name)
+        self.stem, why = backbones.choose_stem(
+            cfg.model.stem, cfg.model.image_size, cfg.model.name, cfg.model.weights
+        )
         backbone = backbones.make(
             cfg.model.name,
             cfg.model.weights,
@@ -137,6 +139,7 @@ class _Run:
         self.total = self.steps_per_epoch * cfg.epochs
         self.step = 0
         self.seconds = 0.0
+        self.order, self.order_epoch = torch.empty(0, dtype=torch.int64), -1
         self.pixels = torch.from_numpy(np.asarray(packed.pixels))
 
     def finish(self) -> Path:
@@ -203,9 +206,11 @@ class _Run:
     def _batch(self, step: int) -> Tensor:
         """Give the int64 [B] image numbers of a step: a fixed shuffle per epoch."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.cfg.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.packed.paths), generator=generator)
-        return order[place * self.cfg.batch_size : (place + 1) * self.cfg.batch_size]
+        if epoch != self.order_epoch:
+            generator = torch.Generator().manual_seed(self.cfg.seed * 1_000_003 + epoch)
+            self.order = torch.randperm(len(self.packed.paths), generator=generator)
+            self.order_epoch = epoch
+        return self.order[place * self.cfg.batch_size : (place + 1) * self.cfg.batch_size]
 
     def _views(self, step: int) -> list[Tensor]:
         numbers = self._batch(step)

@@ -335,3 +335,41 @@ def test_mistakes_are_named(change: dict, names: str) -> None:
 def test_the_defaults_are_allowed() -> None:
     Augment().check()
     assert Augment().crop_max == 1.0
+
+
+def test_move_equals_torchvision_affine_inside_the_picture() -> None:
+    images = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    angle, scale = torch.tensor([25.0, -40.0, 0.0]), torch.tensor([0.7, 0.5, 1.0])
+    shift = torch.tensor([[0.2, -0.1], [0.0, 0.4], [0.0, 0.0]])
+    ground = torch.tensor([[0.3, 0.5, 0.9], [0.0, 1.0, 0.2], [0.1, 0.1, 0.1]])
+    moved = augment.move(images, angle, scale, shift, ground)
+    assert torch.allclose(moved[2], images[2], atol=1e-5)
+    for number in range(2):
+        expected = tvf.affine(
+            images[number],
+            angle=-float(angle[number]),
+            translate=[20 * float(shift[number, 0]), 20 * float(shift[number, 1])],
+            scale=float(scale[number]),
+            shear=[0.0, 0.0],
+            interpolation=InterpolationMode.BILINEAR,
+            fill=ground[number].tolist(),
+        )
+        off = ((moved[number] - expected).abs() > 1e-4).any(0)
+        # The two blend the picture's outermost half pixel with the ground in different ways.
+        edge_length = 4 * 40 * float(scale[number])
+        assert off.sum() < 3 * edge_length
+        assert torch.allclose(moved[number, :, 0, 0], ground[number], atol=1e-6)
+
+
+def test_moved_views_stay_in_the_frame_and_show_random_grounds() -> None:
+    images = torch.full((64, 3, 32, 32), 255, dtype=torch.uint8)
+    cfg = replace(PLAIN, affine=1.0, rotate=0.0, shrink=0.5)
+    views = view_of(images, cfg)
+    white = (views > 0.999).all(dim=1)
+    # An unturned square of scale s covers s squared of the frame, s drawn from 0.5 to 1.
+    share = white.float().mean((1, 2))
+    assert (share > 0.19).all()
+    assert share.min() < 0.4
+    assert share.max() > 0.7
+    corners = views[:, :, 0, 0]
+    assert len(corners.unique(dim=0)) > 32

@@ -344,3 +344,11 @@ def test_the_input_is_resized_cut_and_normalised_as_timm_does() -> None:
         32, mean=SPEC.mean, std=SPEC.std, interpolation="bicubic", crop_pct=0.875, crop_mode="center"
     )
     torch.testing.assert_close(SPEC(image), theirs(image))
+
+
+def test_a_small_stem_never_throws_pretrained_weights_away(tmp_path: Path) -> None:
+    assert backbones.choose_stem("auto", 32, "resnet18", "pretrained")[0] == "standard"
+    file = tmp_path / "resnet18.pth"
+    torch.save(backbones.make("resnet18").state_dict(), file)
+    message = user_error(backbones.make, "resnet18", str(file), stem="small")
+    assert "weights would be lost" in message

@@ -388,4 +388,4 @@ def test_file_names_that_are_not_utf8_are_left_out_and_counted(
     except OSError:
         pytest.skip("this file system takes only UTF-8 names")
     assert list_images(tmp_path) == ["good.png"]
-    assert "1 files left out: names are not UTF-8" in capsys.readouterr().err
+    assert "1 files left out: names not in UTF-8" in capsys.readouterr().err
