@@ -188,9 +188,7 @@ def list_images(root: Path) -> list[str]:
             else:
                 paths.append(file.relative_to(root).as_posix())
     links = f"{num_links} links not followed (folders, or files outside the root)" if num_links else ""
-    unnameable = (
-        f"{num_unnameable} files left out: names not in UTF-8, rename them" if num_unnameable else ""
-    )
+    unnameable = f"{num_unnameable} files left out: names not in UTF-8, rename them" if num_unnameable else ""
     if not paths:
         seen = ", ".join(f"{count} {suffix}" for suffix, count in other_suffixes.most_common(5))
         found = "; ".join(part for part in (seen and f"suffixes seen: {seen}", links, unnameable) if part)

@@ -3,12 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
-
-from ssl_retrieval import backbones, pooling
 from ssl_retrieval import checkpoint as checkpoint_file
+from ssl_retrieval.extractors.base import PooledNetwork
 
 
 @dataclass
@@ -26,30 +22,15 @@ class Config:
     pool: str = "model"
 
 
-class Extractor(nn.Module):
+class Extractor(PooledNetwork):
     """float [B, 3, H, W] -> [B, D] from a trained encoder."""
 
     family = "self-supervised"
 
     def __init__(self, cfg: Config) -> None:
         """Load the encoder."""
-        super().__init__()
         path = Path(cfg.path).expanduser()
         file = path / "checkpoint.safetensors" if path.is_dir() else path
-        self.model, self.card, self.preprocess_spec = checkpoint_file.load(file)
-        self.train_s = self.card.train_s
-        self.pool = None if cfg.pool == "model" else pooling.get(cfg.pool)
-        self.weights_digest = backbones.weights_digest(self.model)
-        size = self.preprocess_spec.size
-        with torch.inference_mode():
-            self.dim = int(self(torch.zeros(1, 3, size, size)).shape[1])
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Make the input: RGB image -> float32 [3, H, W]."""
-        return self.preprocess_spec(image)
-
-    def forward(self, batch: Tensor) -> Tensor:
-        """Embed: float32 [B, 3, H, W] -> [B, dim]."""
-        if self.pool is None:
-            return backbones.own_pooling(self.model, batch)
-        return self.pool(backbones.feature_map(self.model, batch))
+        model, card, spec = checkpoint_file.load(file)
+        super().__init__(model, spec, cfg.pool)
+        self.train_s = card.train_s

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
-from PIL import Image
 from timm.data.config import resolve_model_data_config
-from torch import Tensor, nn
 
-from ssl_retrieval import backbones, pooling
+from ssl_retrieval import backbones
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.extractors.base import PooledNetwork
 from ssl_retrieval.network_input import InputSpec
 
 
@@ -35,40 +33,23 @@ class Config:
     seed: int = 0
 
 
-class Extractor(nn.Module):
+class Extractor(PooledNetwork):
     """float [B, 3, H, W] -> [B, D] from a timm network."""
 
     def __init__(self, cfg: Config) -> None:
-        """Build the network and find out its dimension."""
-        super().__init__()
-        self.family = "random" if cfg.weights == "random" else "off-the-shelf"
-        self.pool = None if cfg.pool == "model" else pooling.get(cfg.pool)
+        """Build the network."""
         if cfg.crop is not None and not 0.1 <= cfg.crop <= 1:
             raise UserError(f"model.crop={cfg.crop}: must be between 0.1 and 1")
         if cfg.image_size is not None and cfg.image_size < 1:
             raise UserError(f"model.image_size={cfg.image_size}: must be at least 1")
-        self.model = backbones.make(
-            cfg.name, cfg.weights, image_size=cfg.image_size, stem=cfg.stem, seed=cfg.seed
-        )
-        own = resolve_model_data_config(self.model)
-        self.preprocess_spec = InputSpec(
+        model = backbones.make(cfg.name, cfg.weights, image_size=cfg.image_size, stem=cfg.stem, seed=cfg.seed)
+        own = resolve_model_data_config(model)
+        spec = InputSpec(
             size=cfg.image_size or int(own["input_size"][-1]),
             mean=tuple(own["mean"]),
             std=tuple(own["std"]),
             interpolation="bicubic" if own["interpolation"] == "bicubic" else "bilinear",
             crop=float(cfg.crop or own["crop_pct"]),
         )
-        self.weights_digest = backbones.weights_digest(self.model)
-        with torch.inference_mode():
-            size = self.preprocess_spec.size
-            self.dim = int(self(torch.zeros(1, 3, size, size)).shape[1])
-
-    def preprocess(self, image: Image.Image) -> Tensor:
-        """Make the input: RGB image -> float32 [3, H, W]."""
-        return self.preprocess_spec(image)
-
-    def forward(self, batch: Tensor) -> Tensor:
-        """Embed: float32 [B, 3, H, W] -> [B, dim]."""
-        if self.pool is None:
-            return backbones.own_pooling(self.model, batch)
-        return self.pool(backbones.feature_map(self.model, batch))
+        super().__init__(model, spec, cfg.pool)
+        self.family = "random" if cfg.weights == "random" else "off-the-shelf"

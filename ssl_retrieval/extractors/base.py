@@ -1,0 +1,44 @@
+"""What the extractors around a timm network share: input, pooling, dimension, identity."""
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ssl_retrieval import backbones, pooling
+from ssl_retrieval.network_input import InputSpec
+
+
+class PooledNetwork(nn.Module):
+    """float [B, 3, H, W] -> [B, D]: the pooled last map of a network.
+
+    Attributes:
+        model: A network from `backbones.make`.
+        preprocess_spec: What it expects.
+        dim: D.
+        weights_digest: Hash of its weights.
+    """
+
+    def __init__(self, model: nn.Module, spec: InputSpec, pool: str) -> None:
+        """Choose the pooling and find out the dimension.
+
+        Args:
+            model: A network from `backbones.make`.
+            spec: What it expects.
+            pool: ``model`` (as the network itself pools) or a name from `pooling`.
+        """
+        super().__init__()
+        self.pool = None if pool == "model" else pooling.get(pool)
+        self.model, self.preprocess_spec = model, spec
+        self.weights_digest = backbones.weights_digest(model)
+        with torch.inference_mode():
+            self.dim = int(self(torch.zeros(1, 3, spec.size, spec.size)).shape[1])
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Make the input: RGB image -> float32 [3, H, W]."""
+        return self.preprocess_spec(image)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Embed: float32 [B, 3, H, W] -> [B, dim]."""
+        if self.pool is None:
+            return backbones.own_pooling(self.model, batch)
+        return self.pool(backbones.feature_map(self.model, batch))
