@@ -68,12 +68,12 @@ def choose(
         trial = copy.deepcopy(method)
         option.place(trial)
         first = _seconds(step, trial, option)
-        # The first step pays for set-up; one that is four times too slow is not worth two more.
-        hopeless = seconds and first > 4 * min(seconds.values())
+        # The first step pays for set-up; only what is slower by far is not worth two more.
+        hopeless = seconds and first > 20 * min(seconds.values())
         seconds[option] = first if hopeless else min(_seconds(step, trial, option) for _ in range(2))
     best = min(options, key=lambda option: seconds[option])
     timings = ", ".join(f"{o.precision} {o.memory_format} {seconds[o]:.2f} s" for o in options)
-    say(f"one step takes: {timings}; chosen: {best.precision} {best.memory_format}")
+    say(f"one trial step takes: {timings}; chosen: {best.precision} {best.memory_format}")
     return best
 
 

@@ -25,6 +25,10 @@ from ssl_retrieval.run_log import RunLog
 from ssl_retrieval.types import digest_of
 
 
+TRIAL_IMAGES = 64
+"""Images per step while precision and layout are chosen: enough to tell, and soon done."""
+
+
 @dataclass
 class ModelConfig:
     """The network that is trained.
@@ -232,7 +236,7 @@ class _Run:
         file = self.out / "runtime.json"
         if file.is_file():
             return precision.Runtime(**json.loads(file.read_text()))
-        views = self._views(0)
+        views = [view[:TRIAL_IMAGES] for view in self._views(0)]
 
         def trial(method: nn.Module, runtime: precision.Runtime) -> None:
             assert isinstance(method, BaseMethod)

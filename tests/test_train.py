@@ -229,12 +229,12 @@ def test_what_was_chosen_by_timing_holds_on_resume(
         stop_at(8, patch)
         with pytest.raises(KilledError):
             go(job, tmp_path / "run", "save_every_s=0", *auto)
-    assert "one step takes" in capsys.readouterr().err
+    assert "one trial step takes" in capsys.readouterr().err
     # Written by hand, so that the test tells it apart from what another timing would give.
     (tmp_path / "run" / "runtime.json").write_text('{"precision": "bf16", "memory_format": "contiguous"}')
     go(job, tmp_path / "run", *auto)
     said = capsys.readouterr().err
-    assert "one step takes" not in said
+    assert "one trial step takes" not in said
     assert "bf16 contiguous" in said
 
 
