@@ -50,7 +50,7 @@ def _root(
 def demo(
     out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("ssl-retrieval-demo"),
 ) -> None:
-    """Run the whole story on shipped images, offline: train, compare seven representations, one table.
+    """Run the whole story on shipped images, offline: train, compare six representations, one table.
 
     Example: ssl-retrieval demo --out demo
     """

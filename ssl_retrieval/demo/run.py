@@ -1,4 +1,4 @@
-"""The whole story on shipped images: train two networks, compare seven representations on three tasks."""
+"""The whole story on shipped images: train two networks, compare six representations on three tasks."""
 
 import json
 import time
@@ -27,7 +27,7 @@ def run_demo(out: Path) -> Comparison:
     start = time.monotonic()
     images = f"data.root={json.dumps(str(out / 'emoji'))}"
     for number, name in enumerate(TRAINED, start=1):
-        say(f"[{number}/3] train {name}: 2-3 minutes on two cores, no labels")
+        say(f"[{number}/3] train {name}, a minute or three, no labels")
         place = f"out={json.dumps(str(out / name))}"
         pretrain(config.load(PretrainConfig, HERE / f"{name}.yaml", [images, place]))
     say("[3/3] embed, search and compare")
