@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssl_retrieval import config, devices, images, plugins
+from ssl_retrieval import config, devices, images, memory, plugins
 from ssl_retrieval.atomic import atomic_path, require_writable
 from ssl_retrieval.config import plugin
 from ssl_retrieval.console import progress_bar, say
@@ -101,6 +101,7 @@ class Representation:
         check_label(label)
         extractor = plugins.find("extractor", cfg.name).Extractor(cfg).to(device).eval()
         extractor.to(memory_format=torch.channels_last)
+        memory.keep_freed(device)
         return cls(label, cfg, extractor, device)
 
     def identity(self) -> dict[str, Any]:

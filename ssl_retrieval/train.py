@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from ssl_retrieval import backbones, checkpoint, config, devices, optim, plugins, precision
+from ssl_retrieval import backbones, checkpoint, config, devices, memory, optim, plugins, precision
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.augment import make_views
 from ssl_retrieval.config import plugin
@@ -23,7 +23,6 @@ from ssl_retrieval.methods.base import BaseMethod
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.run_log import RunLog
 from ssl_retrieval.types import digest_of
-
 
 TRIAL_IMAGES = 64
 """Images per step while precision and layout are chosen: enough to tell, and soon done."""
@@ -103,6 +102,7 @@ def pretrain(cfg: PretrainConfig) -> Path:
     out = Path(cfg.out).expanduser()
     _claim(out, cfg)
     device = devices.pick(cfg.device)
+    memory.keep_freed(device)
     images = plugins.find("dataset", cfg.data.name).images(cfg.data)
     packed = pack(images, cfg.pack_size or cfg.model.image_size, out / "images.npy", cfg.data.on_error)
     report_skipped(packed.skipped, str(images.root))

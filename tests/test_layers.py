@@ -43,6 +43,7 @@ LAYERS = {
     "atomic": 0,
     "console": 0,
     "devices": 0,
+    "memory": 0,
     "errors": 0,
     "types": 0,
 }
