@@ -12,8 +12,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed(device: torch.device) -> bool:
     """Stop glibc from handing every large activation back to the kernel and fetching it anew.
 
-    Page faults then cost more than the arithmetic: EfficientNet-lite0 at 224 px embedded 56 images/s on
-    two virtual cores without this and 195 with it. The price is that the process keeps its peak memory.
+    Page faults then cost more than the arithmetic: on two virtual cores EfficientNet-lite0 at 224 px makes
+    59 images/s without this and 168 with it (``benchmarks/cpu_memory.py``). The price is that the process
+    keeps its peak memory.
 
     Args:
         device: Where the network runs; only the CPU profits.

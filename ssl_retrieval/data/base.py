@@ -67,3 +67,9 @@ def existing_folder(key: str, value: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"{key}={value!r} is a file: give a folder (unpack archives)")
     return folder
+
+
+def nearby(root: Path, name: str) -> Path | None:
+    """Find the folder one level above or below ``root`` that holds an entry ``name``, for hints."""
+    near = [root.parent, *sorted(folder for folder in root.iterdir() if folder.is_dir())]
+    return next((folder for folder in near if (folder / name).exists()), None)

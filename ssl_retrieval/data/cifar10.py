@@ -10,7 +10,7 @@ Any other dataset with this layout loads too.
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_retrieval.data.base import DataConfig, check, existing_folder, one_of
+from ssl_retrieval.data.base import DataConfig, check, existing_folder, nearby, one_of
 from ssl_retrieval.data.tasks import first_per_class, labelled, task_from_groups
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import list_images
@@ -95,6 +95,5 @@ def _split(cfg: Config, split: str) -> ImageSet:
 
 
 def _hint(root: Path, split: str) -> str:
-    near = [root.parent, *sorted(folder for folder in root.iterdir() if folder.is_dir())]
-    found = next((folder for folder in near if (folder / split).is_dir()), None)
+    found = nearby(root, split)
     return f"try data.root={found}" if found else "give the folder with train/ and test/"

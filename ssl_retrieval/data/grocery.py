@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ssl_retrieval.data.base import DataConfig, check, existing_folder, one_of
+from ssl_retrieval.data.base import DataConfig, check, existing_folder, nearby, one_of
 from ssl_retrieval.data.tasks import labelled, task_from_groups
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import ImageSet, Task
@@ -84,8 +84,7 @@ def _root(cfg: Config) -> Path:
     root = existing_folder("data.root", cfg.root)
     if (root / "test.txt").is_file():
         return root
-    near = [root.parent, *sorted(folder for folder in root.iterdir() if folder.is_dir())]
-    found = next((folder for folder in near if (folder / "test.txt").is_file()), None)
+    found = nearby(root, "test.txt")
     hint = f"try data.root={found}" if found else "give the folder with train.txt, val.txt and test.txt"
     raise UserError(f"no test.txt in {str(root)!r}: {hint}")
 
