@@ -91,9 +91,16 @@ class View:
     size: int
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Uniform random numbers per image instead of a view, for objectives that mask at random."""
+
+    num: int
+
+
 def make_views(
     images: Tensor,
-    views: Sequence[View],
+    views: Sequence[View | Noise],
     *,
     seed: int,
     step: int,
@@ -113,10 +120,13 @@ def make_views(
         std: Per channel, divided by.
 
     Returns:
-        One float32 [B, 3, size, size] per view.
+        One float32 [B, 3, size, size] per `View`, one float32 [B, num] in [0, 1) per `Noise`.
     """
     made = []
     for number, view in enumerate(views):
+        if isinstance(view, Noise):
+            made.append(uniform(seed, step, samples, number, view.num))
+            continue
         draws = uniform(seed, step, samples, number, _DRAWS)
         pixels = _augment(images, view, draws)
         made.append(tvf.normalize(pixels, list(mean), list(std), inplace=True))

@@ -252,11 +252,13 @@ class Packed:
         pixels: uint8 [N, 3, size, size], RGB, read-only, on disk.
         paths: Their N ids.
         skipped: (id, reason) of the images that could not be decoded.
+        key: Hash of their paths, contents and size.
     """
 
     pixels: NDArray[np.uint8]
     paths: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    key: str = ""
 
     def __post_init__(self) -> None:
         """Check that every path has its pixels."""
@@ -301,6 +303,7 @@ def pack(images: ImageSet, size: int, file: Path, on_error: str) -> Packed:
         pixels=np.load(file, mmap_mode="c"),
         paths=tuple(index["paths"]),
         skipped=tuple((path, reason) for path, reason in index["skipped"]),
+        key=key,
     )
     if packed.skipped and on_error == "fail":
         raise _unreadable(images, *packed.skipped[0])

@@ -15,6 +15,9 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 VectorArray = NDArray[np.float32]
 
+Choices = dict[str, tuple[Any, str]]
+"""Dotted key of a config -> the value chosen for it, and the reason in words."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
