@@ -1,5 +1,7 @@
 """What people read while a command runs; on stderr, so that stdout stays for results."""
 
+import os
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -10,11 +12,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+# Of several processes (torchrun sets RANK) the first speaks for all; errors are printed by each.
+_IS_FIRST = os.environ.get("RANK", "0") == "0"
+
 console = Console(stderr=True, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:
     """Print one line, without interpreting square brackets as markup."""
+    if _IS_FIRST:
+        print_line(text)
+
+
+def print_line(text: str) -> None:
+    """Do as `say`, in every process of a distributed run."""
     console.print(" ".join(text.splitlines()), markup=False, soft_wrap=True)
 
 
@@ -27,5 +38,5 @@ def progress_bar(*extra: ProgressColumn) -> Progress:
         *extra,
         TimeRemainingColumn(),
         console=console,
-        disable=not (console.is_terminal or console.is_jupyter),
+        disable=not (_IS_FIRST and (console.is_terminal or console.is_jupyter)),
     )

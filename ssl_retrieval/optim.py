@@ -1,4 +1,4 @@
-"""Optimizers by name, with the right parameters left out of weight decay, and the learning rate."""
+"""Optimizers by name, with the right parameters left out of weight decay, and their schedules."""
 
 import math
 from dataclasses import dataclass
@@ -6,14 +6,26 @@ from typing import Any
 
 import torch
 from lightly.utils.lars import LARS
+from timm.models import group_parameters
 from torch import nn
 
+from ssl_retrieval.defaults import Facts, given
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.schedules import cosine
+from ssl_retrieval.types import Choices
+
+KNOWN = ("adamw", "sgd", "lars")
+
+_GENERIC = {
+    "adamw": {"lr": 5e-4, "scale": "linear", "weight_decay": 0.05},
+    "sgd": {"lr": 0.06, "scale": "linear", "weight_decay": 5e-4},
+    "lars": {"lr": 0.3, "scale": "linear", "weight_decay": 1e-6},
+}
 
 
 @dataclass
 class OptimizerConfig:
-    """How weights are updated.
+    """How weights are updated; None = the method's own recipe.
 
     Attributes:
         name: ``adamw``, ``sgd`` or ``lars``.
@@ -21,20 +33,66 @@ class OptimizerConfig:
         scale: How ``lr`` depends on the batch size B: ``none``; ``linear``: lr · B / 256; ``sqrt``:
             lr · √B (SimCLR's rule for small batches, with lr = 0.075).
         weight_decay: Not applied to biases, normalisation and what timm's ``no_weight_decay`` names.
+        weight_decay_end: Where a cosine takes the weight decay by the end; None = it is constant.
         momentum: For sgd and lars.
+        beta2: For adamw.
         warmup: Share of all steps over which the learning rate rises linearly from 0.
         final_lr: Share of the peak at the end of the cosine.
         clip: Largest gradient norm; 0 = no clipping.
+        clip_mode: ``global``: the norm of all gradients together; ``each``: of every parameter by itself,
+            as DINO's code does.
+        bias_lr: Factor on the learning rate of biases and normalisation (Barlow Twins).
+        layer_decay: Factor on the learning rate per layer below the top (1 = none; ViTs).
+        patch_embed_lr: Factor on the learning rate of a ViT's patch embedding (DINOv2).
     """
 
-    name: str = "sgd"
-    lr: float = 0.06
-    scale: str = "none"
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    warmup: float = 0.1
-    final_lr: float = 0.0
-    clip: float = 0.0
+    name: str | None = None
+    lr: float | None = None
+    scale: str | None = None
+    weight_decay: float | None = None
+    weight_decay_end: float | None = None
+    momentum: float | None = None
+    beta2: float | None = None
+    warmup: float | None = None
+    final_lr: float | None = None
+    clip: float | None = None
+    clip_mode: str | None = None
+    bias_lr: float | None = None
+    layer_decay: float | None = None
+    patch_embed_lr: float | None = None
+
+
+def choices(cfg: OptimizerConfig, recipe: Choices, facts: Facts) -> Choices:
+    """Say what fills the open settings: the method's recipe, or the optimizer's usual ones.
+
+    A method's learning rate belongs to its optimizer: with another ``name`` it would be off by orders. What
+    is neutral (no clipping, no layer decay, …) has no reason and need not be announced.
+
+    Args:
+        cfg: As the user gave it.
+        recipe: The method's ``defaults``.
+        facts: What defaults depend on.
+
+    Raises:
+        UserError: Unknown optimizer.
+    """
+    own = {key: choice for key, choice in recipe.items() if key.startswith("optimizer.")}
+    own.setdefault("optimizer.name", ("adamw" if facts.transformer else "sgd", "the usual one"))
+    name = cfg.name or own["optimizer.name"][0]
+    if name not in KNOWN:
+        raise UserError(f"unknown optimizer {name!r} (known: {', '.join(KNOWN)})")
+    if name != own["optimizer.name"][0]:
+        own = {key: choice for key, choice in own.items() if key == "optimizer.warmup"}
+    usual: Choices = {f"optimizer.{key}": (v, f"usual for {name}") for key, v in _GENERIC[name].items()}
+    if cfg.lr is not None:
+        # A learning rate that somebody wrote down is meant as it stands.
+        own.pop("optimizer.scale", None)
+        usual["optimizer.scale"] = ("none", "optimizer.lr is given")
+    neutral = {"momentum": 0.9, "beta2": 0.999, "final_lr": 0.0, "clip": 0.0, "clip_mode": "global"}
+    neutral |= {"bias_lr": 1.0, "layer_decay": 1.0, "patch_embed_lr": 1.0}
+    plain: Choices = {f"optimizer.{key}": (value, "") for key, value in neutral.items()}
+    plain["optimizer.warmup"] = (0.1, "a tenth of the steps")
+    return plain | usual | own
 
 
 def peak_lr(cfg: OptimizerConfig, batch_size: int) -> float:
@@ -46,7 +104,7 @@ def peak_lr(cfg: OptimizerConfig, batch_size: int) -> float:
     factors = {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}
     if cfg.scale not in factors:
         raise UserError(f"optimizer.scale={cfg.scale!r}: one of {', '.join(factors)}")
-    return cfg.lr * factors[cfg.scale]
+    return given(cfg.lr) * factors[cfg.scale]
 
 
 def lr_factor(progress: float, warmup: float, final: float = 0.0) -> float:
@@ -62,42 +120,123 @@ def lr_factor(progress: float, warmup: float, final: float = 0.0) -> float:
     """
     if progress < warmup:
         return progress / warmup
-    done = (progress - warmup) / (1 - warmup)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+    return cosine((progress - warmup) / (1 - warmup), 1.0, final)
 
 
-def make(cfg: OptimizerConfig, method: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+def make(
+    cfg: OptimizerConfig, method: nn.Module, batch_size: int, device: str = "cpu"
+) -> torch.optim.Optimizer:
     """Build the optimizer over a method's trainable parameters.
+
+    Args:
+        cfg: Filled (see `choices`).
+        method: With its ``encoder`` and, perhaps, ``fixed_lr``.
+        batch_size: Images per step, for the scaling rule.
+        device: Type of the device; on ``cuda`` fused versions are taken where torch has them.
 
     Raises:
         UserError: Unknown name or a value out of range.
     """
+    _check(cfg)
     lr = peak_lr(cfg, batch_size)
-    if not (cfg.lr > 0 and 0 <= cfg.warmup < 1 and cfg.weight_decay >= 0 and cfg.clip >= 0):
-        raise UserError("optimizer: lr > 0, 0 <= warmup < 1, weight_decay >= 0 and clip >= 0 are needed")
-    if not (0 <= cfg.momentum < 1 and 0 <= cfg.final_lr <= 1):
-        raise UserError("optimizer: 0 <= momentum < 1 and 0 <= final_lr <= 1 are needed")
-    groups = _groups(method, cfg.weight_decay)
+    groups = _groups(cfg, method, lr)
+    fused = {"fused": True} if device == "cuda" else {}
     if cfg.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, betas=(0.9, given(cfg.beta2)), **fused)
     if cfg.name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum)
-    if cfg.name == "lars":
-        if cfg.weight_decay == 0:
-            # lightly's LARS takes groups without weight decay for biases and does not adapt their rate.
-            raise UserError("optimizer.weight_decay=0 turns lars into plain sgd: set it above 0, or name=sgd")
-        return LARS(groups, lr=lr, momentum=cfg.momentum)
-    raise UserError(f"unknown optimizer {cfg.name!r} (known: adamw, sgd, lars)")
+        return torch.optim.SGD(groups, lr=lr, momentum=given(cfg.momentum), **fused)
+    return LARS(groups, lr=lr, momentum=given(cfg.momentum))
 
 
-def _groups(method: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def schedule(cfg: OptimizerConfig, optimizer: torch.optim.Optimizer, progress: float) -> tuple[float, float]:
+    """Set learning rates and weight decays for a step.
+
+    Args:
+        cfg: Filled.
+        optimizer: From `make`.
+        progress: Share of the training done.
+
+    Returns:
+        The learning rate of ordinary weights, and the weight decay.
+    """
+    factor = lr_factor(progress, given(cfg.warmup), given(cfg.final_lr))
+    decay = given(cfg.weight_decay)
+    if cfg.weight_decay_end is not None:
+        decay = cosine(progress, decay, cfg.weight_decay_end)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * (1.0 if group["fixed"] else factor)
+        if group["decays"]:
+            group["weight_decay"] = decay
+    return optimizer.defaults["lr"] * factor, decay
+
+
+def clip_gradients(cfg: OptimizerConfig, method: nn.Module) -> None:
+    """Limit the gradients' norms as the config says."""
+    limit = given(cfg.clip)
+    if limit == 0:
+        return
+    parameters = [p for p in method.parameters() if p.grad is not None]
+    if cfg.clip_mode == "global":
+        nn.utils.clip_grad_norm_(parameters, limit)
+    else:
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, limit)
+
+
+def _check(cfg: OptimizerConfig) -> None:
+    if cfg.name not in KNOWN:
+        raise UserError(f"unknown optimizer {cfg.name!r} (known: {', '.join(KNOWN)})")
+    decays = (given(cfg.weight_decay), cfg.weight_decay_end or 0.0)
+    if not (given(cfg.lr) > 0 and 0 <= given(cfg.warmup) < 1 and min(decays) >= 0 and given(cfg.clip) >= 0):
+        raise UserError("optimizer: lr > 0, 0 <= warmup < 1, weight_decay >= 0 and clip >= 0 are needed")
+    if not (0 <= given(cfg.momentum) < 1 and 0 <= given(cfg.final_lr) <= 1 and 0 < given(cfg.beta2) < 1):
+        raise UserError("optimizer: 0 <= momentum < 1, 0 <= final_lr <= 1 and 0 < beta2 < 1 are needed")
+    if cfg.clip_mode not in ("global", "each"):
+        raise UserError(f"optimizer.clip_mode={cfg.clip_mode!r}: one of global, each")
+    if not (0 < given(cfg.layer_decay) <= 1 and given(cfg.bias_lr) > 0 and given(cfg.patch_embed_lr) > 0):
+        raise UserError("optimizer: 0 < layer_decay <= 1, bias_lr > 0 and patch_embed_lr > 0 are needed")
+    if cfg.name == "lars" and min(decays[:1]) == 0:
+        # lightly's LARS takes groups without weight decay for biases and does not adapt their rate.
+        raise UserError("optimizer.weight_decay=0 turns lars into plain sgd: set it above 0, or name=sgd")
+
+
+def _groups(cfg: OptimizerConfig, method: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """Sort the parameters by (weight decay, peak learning rate, fixed or not), in their own order."""
     exempt: set[str] = set()
     for prefix, module in method.named_modules():
         if hasattr(module, "no_weight_decay"):
             exempt |= {f"{prefix}.{name}".lstrip(".") for name in module.no_weight_decay()}
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    depth = _depth_factors(method, given(cfg.layer_decay))
+    fixed_prefixes = tuple(getattr(method, "fixed_lr", ()))
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim < 2 or name in exempt else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim >= 2 and name not in exempt
+        peak = lr * depth.get(name, 1.0)
+        if parameter.ndim < 2:
+            peak *= given(cfg.bias_lr)
+        if ".patch_embed." in name:
+            peak *= given(cfg.patch_embed_lr)
+        fixed = bool(fixed_prefixes) and name.startswith(fixed_prefixes)
+        groups.setdefault((decays, peak, fixed), []).append(parameter)
+    decay = given(cfg.weight_decay)
+    return [
+        {"params": group, "weight_decay": decay if decays else 0.0, "peak": peak}
+        | {"lr": peak, "fixed": fixed, "decays": decays}
+        for (decays, peak, fixed), group in groups.items()
+    ]
+
+
+def _depth_factors(method: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Give each parameter of the encoder its factor: 1 for the last layer, less below."""
+    if layer_decay == 1:
+        return {}
+    encoder: Any = method.encoder
+    groups = group_parameters(encoder, encoder.group_matcher(coarse=False))
+    top = len(groups)
+    return {
+        f"encoder.{name}": layer_decay ** (top - depth)
+        for depth, (_, names) in enumerate(sorted(groups.items()), 1)
+        for name in names
+    }

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ssl_retrieval.errors import UserError
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOMATIC = ("fp32", "bf16")
+"""What ``auto`` tries: fp16 needs its loss scaled, and is for GPUs without bf16."""
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -30,8 +32,28 @@ class Runtime:
         module.to(memory_format=LAYOUTS[self.memory_format])
 
     def arrange(self, views: list[Tensor]) -> list[Tensor]:
-        """Lay out float [B, 3, S, S] views."""
-        return [view.contiguous(memory_format=LAYOUTS[self.memory_format]) for view in views]
+        """Lay out float [B, 3, S, S] views; noise [B, num] stays as it is."""
+        layout = LAYOUTS[self.memory_format]
+        return [view.contiguous(memory_format=layout) if view.ndim == 4 else view for view in views]
+
+
+def without_trial(precision: str, memory_format: str, device: torch.device) -> Runtime:
+    """Choose by the device alone: several processes cannot time steps each for itself.
+
+    Args:
+        precision: ``auto`` = bf16 on GPUs that compute in it, else fp32.
+        memory_format: ``auto`` = ``channels_last``.
+        device: Where the network runs.
+
+    Raises:
+        UserError: Unknown values.
+    """
+    _allowed(precision, memory_format)
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return Runtime(
+        ("bf16" if fast else "fp32") if precision == "auto" else precision,
+        "channels_last" if memory_format == "auto" else memory_format,
+    )
 
 
 def choose(
@@ -44,7 +66,7 @@ def choose(
     """Time one warm and two counted steps of every allowed combination and take the fastest.
 
     Args:
-        precision: ``auto``, ``fp32`` or ``bf16``.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         memory_format: ``auto``, ``contiguous`` or ``channels_last``.
         method: What is trained; the trials run on copies of it.
         step: Runs forward and backward once.
@@ -53,13 +75,7 @@ def choose(
     Raises:
         UserError: Unknown values.
     """
-    precisions = list(PRECISIONS) if precision == "auto" else [precision]
-    layouts = list(LAYOUTS) if memory_format == "auto" else [memory_format]
-    if not set(precisions) <= set(PRECISIONS) or not set(layouts) <= set(LAYOUTS):
-        raise UserError(
-            f"precision={precision!r}, memory_format={memory_format!r}: one of auto, "
-            f"{', '.join(PRECISIONS)} and of auto, {', '.join(LAYOUTS)}"
-        )
+    precisions, layouts = _allowed(precision, memory_format)
     options = [Runtime(p, layout) for p in precisions for layout in layouts]
     if len(options) == 1:
         return options[0]
@@ -75,6 +91,17 @@ def choose(
     timings = ", ".join(f"{o.precision} {o.memory_format} {seconds[o]:.2f} s" for o in options)
     say(f"one trial step takes: {timings}; chosen: {best.precision} {best.memory_format}")
     return best
+
+
+def _allowed(precision: str, memory_format: str) -> tuple[list[str], list[str]]:
+    precisions = list(AUTOMATIC) if precision == "auto" else [precision]
+    layouts = list(LAYOUTS) if memory_format == "auto" else [memory_format]
+    if not set(precisions) <= set(PRECISIONS) or not set(layouts) <= set(LAYOUTS):
+        raise UserError(
+            f"precision={precision!r}, memory_format={memory_format!r}: one of auto, "
+            f"{', '.join(PRECISIONS)} and of auto, {', '.join(LAYOUTS)}"
+        )
+    return precisions, layouts
 
 
 def _seconds(step: Callable[[nn.Module, Runtime], None], method: nn.Module, option: Runtime) -> float:

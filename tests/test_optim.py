@@ -1,20 +1,35 @@
 """The learning rate in numbers, and which parameters decay."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import timm
 import torch
 from torch import nn
 
-from ssl_retrieval import optim
+from ssl_retrieval import defaults, optim
+from ssl_retrieval.defaults import Facts
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.optim import OptimizerConfig, lr_factor, peak_lr
 
 
-def decaying(model: nn.Module, cfg: OptimizerConfig | None = None) -> tuple[set[str], set[str]]:
+@dataclass
+class Job:
+    optimizer: OptimizerConfig
+
+
+def filled(**values: Any) -> OptimizerConfig:
+    cfg = OptimizerConfig(**{"name": "sgd"} | values)
+    known = cfg if cfg.name in optim.KNOWN else OptimizerConfig(name="sgd")
+    return defaults.fill(Job(cfg), optim.choices(known, {}, Facts()))[0].optimizer
+
+
+def decaying(model: nn.Module, **values: Any) -> tuple[set[str], set[str]]:
     """Names of the parameters that decay, and of those that are updated without decay."""
-    optimizer = optim.make(cfg or OptimizerConfig(), model, 8)
+    optimizer = optim.make(filled(**values), model, 8)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decay, plain = optimizer.param_groups
+    decay, plain = sorted(optimizer.param_groups, key=lambda group: -group["weight_decay"])
     assert decay["weight_decay"] > 0
     assert plain["weight_decay"] == 0
     return {names[id(p)] for p in decay["params"]}, {names[id(p)] for p in plain["params"]}
@@ -43,7 +58,7 @@ def test_learning_rate(progress: float, warmup: float, final: float, expected: f
     [("none", 512, 0.3), ("linear", 256, 0.3), ("linear", 64, 0.075), ("sqrt", 256, 4.8)],
 )
 def test_scaling_rules(scale: str, batch_size: int, expected: float) -> None:
-    assert peak_lr(OptimizerConfig(lr=0.3, scale=scale), batch_size) == pytest.approx(expected)
+    assert peak_lr(filled(lr=0.3, scale=scale), batch_size) == pytest.approx(expected)
 
 
 def test_biases_and_batch_normalisation_do_not_decay() -> None:
@@ -73,7 +88,7 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_every_optimizer_shrinks_what_decays_only(name: str) -> None:
     model = nn.Linear(3, 3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    optimizer = optim.make(OptimizerConfig(name=name, lr=0.1, weight_decay=0.5), model, 8)
+    optimizer = optim.make(filled(name=name, lr=0.1, weight_decay=0.5), model, 8)
     model.weight.grad = torch.full_like(model.weight, 1e-12)
     model.bias.grad = torch.zeros_like(model.bias)
     optimizer.step()
@@ -84,7 +99,7 @@ def test_every_optimizer_shrinks_what_decays_only(name: str) -> None:
 def test_lars_scales_a_layer_by_its_own_norms() -> None:
     model = nn.Linear(4, 4, bias=False)
     start, gradient = model.weight.detach().clone(), torch.randn(4, 4)
-    optimizer = optim.make(OptimizerConfig(name="lars", lr=2.0, momentum=0.9, weight_decay=1e-4), model, 8)
+    optimizer = optim.make(filled(name="lars", lr=2.0, momentum=0.9, weight_decay=1e-4), model, 8)
     model.weight.grad = gradient.clone()
     optimizer.step()
     trust = 1e-3 * start.norm() / (gradient.norm() + 1e-4 * start.norm())
@@ -92,21 +107,83 @@ def test_lars_scales_a_layer_by_its_own_norms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cfg", "names"),
+    ("values", "names"),
     [
-        (OptimizerConfig(name="adam"), "'adam' (known: adamw, sgd, lars)"),
-        (OptimizerConfig(scale="log"), "optimizer.scale='log': one of none, linear, sqrt"),
-        (OptimizerConfig(lr=0.0), "lr > 0"),
-        (OptimizerConfig(lr=float("nan")), "lr > 0"),
-        (OptimizerConfig(warmup=1.0), "warmup < 1"),
-        (OptimizerConfig(weight_decay=-1e-4), "weight_decay >= 0"),
-        (OptimizerConfig(clip=-1.0), "clip >= 0"),
-        (OptimizerConfig(momentum=-0.9), "0 <= momentum < 1"),
-        (OptimizerConfig(final_lr=2.0), "final_lr <= 1"),
-        (OptimizerConfig(name="lars", weight_decay=0.0), "turns lars into plain sgd"),
+        ({"name": "adam"}, "'adam' (known: adamw, sgd, lars)"),
+        ({"scale": "log"}, "optimizer.scale='log': one of none, linear, sqrt"),
+        ({"lr": 0.0}, "lr > 0"),
+        ({"lr": float("nan")}, "lr > 0"),
+        ({"warmup": 1.0}, "warmup < 1"),
+        ({"weight_decay": -1e-4}, "weight_decay >= 0"),
+        ({"clip": -1.0}, "clip >= 0"),
+        ({"momentum": -0.9}, "0 <= momentum < 1"),
+        ({"final_lr": 2.0}, "final_lr <= 1"),
+        ({"name": "lars", "weight_decay": 0.0}, "turns lars into plain sgd"),
     ],
 )
-def test_mistakes_are_named(cfg: OptimizerConfig, names: str) -> None:
+def test_mistakes_are_named(values: dict[str, Any], names: str) -> None:
     with pytest.raises(UserError) as caught:
-        optim.make(cfg, nn.Linear(2, 2), 8)
+        optim.make(filled(**values), nn.Linear(2, 2), 8)
     assert names in str(caught.value)
+
+
+def test_weight_decay_follows_its_cosine_where_it_decays_alone() -> None:
+    cfg = filled(name="adamw", lr=1.0, weight_decay=0.04, weight_decay_end=0.4, warmup=0.1)
+    optimizer = optim.make(cfg, nn.Linear(2, 2), 8)
+    for progress, expected in ((0.0, 0.04), (0.5, 0.22), (1.0, 0.4)):
+        _, decay = optim.schedule(cfg, optimizer, progress)
+        assert decay == pytest.approx(expected)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([expected, 0.0])
+
+
+def test_what_a_method_keeps_fixed_keeps_its_peak() -> None:
+    method = nn.ModuleDict({"encoder": nn.Linear(2, 2), "predictor": nn.Linear(2, 2)})
+    method.fixed_lr = ("predictor.",)  # type: ignore[assignment]
+    cfg = filled(name="sgd", lr=0.1)
+    optimizer = optim.make(cfg, method, 8)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    for progress, expected in ((0.05, 0.05), (0.55, 0.05), (1.0, 0.0)):
+        assert optim.schedule(cfg, optimizer, progress)[0] == pytest.approx(expected, abs=1e-12)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                is_fixed = names[id(parameter)].startswith("predictor")
+                assert group["lr"] == pytest.approx(0.1 if is_fixed else expected, abs=1e-12)
+
+
+def test_biases_patch_embedding_and_deep_layers_have_their_factors() -> None:
+    vit = timm.create_model("test_vit", num_classes=0)
+    method = nn.ModuleDict({"encoder": vit, "head": nn.Linear(64, 4)})
+    values = {"name": "adamw", "lr": 1.0, "layer_decay": 0.5, "bias_lr": 0.1, "patch_embed_lr": 0.2}
+    optimizer = optim.make(filled(**values), method, 256)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    rates = {names[id(p)]: group["peak"] for group in optimizer.param_groups for p in group["params"]}
+    depth = len(vit.get_submodule("blocks"))  # type: ignore[arg-type]
+    assert rates["head.weight"] == 1.0
+    assert rates["head.bias"] == pytest.approx(0.1)
+    last = rates[f"encoder.blocks.{depth - 1}.mlp.fc1.weight"]
+    first = rates["encoder.blocks.0.mlp.fc1.weight"]
+    assert first / last == pytest.approx(0.5 ** (depth - 1))
+    assert rates["encoder.patch_embed.proj.weight"] == pytest.approx(first * 0.5 * 0.2)
+
+
+@pytest.mark.parametrize("mode", ["global", "each"])
+def test_gradients_are_clipped_together_or_each_by_itself(mode: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    for parameter, size in zip(model.parameters(), (3.0, 4.0), strict=True):
+        parameter.grad = torch.full_like(parameter, size / 2)
+    optim.clip_gradients(filled(clip=1.0, clip_mode=mode), model)
+    norms = [float(p.grad.norm()) for p in model.parameters() if p.grad is not None]
+    assert norms == pytest.approx([0.6, 0.8] if mode == "global" else [1.0, 1.0], rel=1e-4)
+
+
+def test_a_methods_recipe_belongs_to_its_own_optimizer() -> None:
+    recipe = {
+        "optimizer.name": ("lars", "paper"),
+        "optimizer.lr": (4.8, "paper"),
+        "optimizer.scale": ("linear", "paper"),
+    }
+    assert optim.choices(OptimizerConfig(), recipe, Facts())["optimizer.lr"] == (4.8, "paper")
+    other = optim.choices(OptimizerConfig(name="adamw"), recipe, Facts())
+    assert other["optimizer.lr"][0] == 5e-4
+    own_rate = optim.choices(OptimizerConfig(lr=0.1), recipe, Facts())
+    assert own_rate["optimizer.scale"] == ("none", "optimizer.lr is given")

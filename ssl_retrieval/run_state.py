@@ -1,0 +1,90 @@
+"""The state of a run on disk: all that a resumed process needs to go on to the last bit."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_retrieval.atomic import atomic_path
+from ssl_retrieval.errors import UserError
+from ssl_retrieval.run_folder import STATE
+
+
+class RunState:
+    """Where a run stands.
+
+    Attributes:
+        step: Steps done.
+        seconds: Training time so far.
+        scores: What the monitor saw last.
+        best: The monitor's best value and its step.
+        monitor: What the monitor remembers.
+    """
+
+    def __init__(self, out: Path, images: str, job: str) -> None:
+        """Begin at step 0.
+
+        Args:
+            out: The run's folder.
+            images: Fingerprint of the training images.
+            job: Method and backbone in words; a state of another job is refused.
+        """
+        self.file, self.images, self.job = out / STATE, images, job
+        self.step, self.seconds = 0, 0.0
+        self.scores: dict[str, float] = {}
+        self.best: tuple[float, int] | None = None
+        self.monitor: dict[str, Any] = {}
+
+    def save(self, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """Write everything atomically; what was there stays when the disk is full."""
+        state = {
+            "method": method.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "scores": self.scores,
+            "best": self.best,
+            "monitor": self.monitor,
+            "images": self.images,
+            "job": self.job,
+        }
+        with atomic_path(self.file) as partial:
+            torch.save(state, partial)
+
+    def resume(
+        self,
+        method: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        device: torch.device,
+    ) -> None:
+        """Read what `save` wrote, if anything.
+
+        Raises:
+            UserError: The state is damaged, or of another job, or of other images.
+        """
+        if not self.file.is_file():
+            return
+        state = self._read(device)
+        if state["job"] != self.job:
+            raise UserError(f"{self.file} is of {state['job']}, not of {self.job}: use another out")
+        if state["images"] != self.images:
+            raise UserError(
+                f"{self.file.parent}: the run began with other images than those found now: "
+                "use another out, or bring the old images back"
+            )
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.scores, self.monitor = state["scores"], state["monitor"]
+        self.best = None if state["best"] is None else tuple(state["best"])
+
+    def _read(self, device: torch.device) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(self.file, map_location=device, weights_only=True)
+        except Exception as error:  # damaged bytes raise nearly any type
+            raise UserError(f"{self.file} is damaged: remove it to begin anew, or use another out") from error
+        return state
