@@ -1,28 +1,44 @@
-"""The only training loop: views on the device, one step, checkpoints, exact resume."""
+"""The only training loop: views on the device, one step, checkpoints, exact resume, retrieval watched."""
 
 import dataclasses
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ssl_retrieval import backbones, checkpoint, config, devices, memory, optim, plugins, precision
+from ssl_retrieval import (
+    backbones,
+    checkpoint,
+    config,
+    defaults,
+    devices,
+    distributed,
+    memory,
+    optim,
+    plugins,
+    precision,
+    run_folder,
+)
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.augment import make_views
 from ssl_retrieval.config import plugin
 from ssl_retrieval.console import say
+from ssl_retrieval.defaults import Facts, given
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import Packed, pack, report_skipped
 from ssl_retrieval.methods.base import BaseMethod
+from ssl_retrieval.monitor import Monitor, MonitorConfig
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.run_log import RunLog
-from ssl_retrieval.types import digest_of
+from ssl_retrieval.run_state import RunState
+from ssl_retrieval.sampler import Sampler
 
 TRIAL_IMAGES = 64
 """Images per step while precision and layout are chosen: enough to tell, and soon done."""
@@ -34,9 +50,12 @@ class ModelConfig:
 
     Attributes:
         name: timm name.
-        weights: Where training starts: ``random``, ``pretrained``, ``offline`` or a weights file.
+        weights: Where training starts: ``random``, ``pretrained``, ``offline``, or a file: a weights file,
+            or a checkpoint or run of ours.
         image_size: Side of the views in pixels.
         stem: ``auto``, ``small`` or ``standard``.
+        patch_size: Side of a ViT's patches in pixels; None = its own, or a smaller one for small images.
+        drop_path: Stochastic depth of the student.
         freeze: Stages (after the stem) that keep their weights.
         batchnorm: ``train``, or ``eval`` to keep all running statistics.
     """
@@ -45,6 +64,8 @@ class ModelConfig:
     weights: str = "random"
     image_size: int = 224
     stem: str = "auto"
+    patch_size: int | None = None
+    drop_path: float = 0.0
     freeze: int = 0
     batchnorm: str = "train"
 
@@ -60,12 +81,18 @@ class PretrainConfig:
         data: Dataset section; its training images are used, without labels.
         model: The network.
         method: The objective.
-        optimizer: How weights are updated.
-        epochs: Passes over the images.
-        batch_size: Images per step.
+        optimizer: How weights are updated; what is left open follows the method's recipe.
+        epochs: Passes over the images; None = by their number.
+        batch_size: Images per step, over all processes.
+        accumulate: Parts into which a batch is cut, one after the other, when it does not fit in memory.
+            Objectives that compare images of a batch see one part at a time.
+        sync_batchnorm: In several processes, let batch normalisation see the whole batch.
         pack_size: Side in pixels at which images are kept for training; None = ``model.image_size``.
-        precision: ``auto`` (timed at the start), ``fp32`` or ``bf16``.
+        precision: ``auto`` (timed at the start), ``fp32``, ``bf16``, or ``fp16`` with scaled loss.
         memory_format: ``auto``, ``contiguous`` or ``channels_last``.
+        monitor: How retrieval is watched while training.
+        validation: Dataset section of a held-out task for the monitor; without it, training images must
+            find themselves.
         save_every_s: Seconds between checkpoints.
         log_every: Steps between lines of ``metrics.jsonl``.
     """
@@ -77,17 +104,23 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Any = plugin("method")
     optimizer: optim.OptimizerConfig = field(default_factory=optim.OptimizerConfig)
-    epochs: int = 100
+    epochs: int | None = None
     batch_size: int = 256
+    accumulate: int = 1
+    sync_batchnorm: bool = True
     pack_size: int | None = None
     precision: str = "auto"
     memory_format: str = "auto"
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    validation: Any = plugin("dataset")
     save_every_s: float = 60.0
     log_every: int = 10
 
 
 def pretrain(cfg: PretrainConfig) -> Path:
     """Train, or go on with a run that was stopped.
+
+    Under ``torchrun`` every process calls it, and the first one writes.
 
     Args:
         cfg: See `PretrainConfig`.
@@ -100,124 +133,172 @@ def pretrain(cfg: PretrainConfig) -> Path:
     """
     _check(cfg)
     out = Path(cfg.out).expanduser()
-    _claim(out, cfg)
-    device = devices.pick(cfg.device)
+    device = distributed.start(devices.pick(cfg.device))
+    share = distributed.share_of(cfg.batch_size, cfg.accumulate)
+    if distributed.rank() == 0:
+        run_folder.claim(out, cfg)
+    distributed.barrier()
     memory.keep_freed(device)
-    images = plugins.find("dataset", cfg.data.name).images(cfg.data)
-    packed = pack(images, cfg.pack_size or cfg.model.image_size, out / "images.npy", cfg.data.on_error)
-    report_skipped(packed.skipped, str(images.root))
+    packed = _pack(cfg, out)
     if len(packed.paths) < cfg.batch_size:
         raise UserError(
             f"batch_size={cfg.batch_size} is larger than the {len(packed.paths)} readable training images: "
             "lower batch_size or add images"
         )
-    return _Run(cfg, out, device, packed).finish()
+    return _Run(cfg, out, device, packed, share).finish()
+
+
+def _pack(cfg: PretrainConfig, out: Path) -> Packed:
+    images = plugins.find("dataset", cfg.data.name).images(cfg.data)
+
+    def read() -> Packed:
+        return pack(images, cfg.pack_size or cfg.model.image_size, out / "images.npy", cfg.data.on_error)
+
+    if distributed.rank() == 0:
+        packed = read()
+        report_skipped(packed.skipped, str(images.root))
+    distributed.barrier()
+    return packed if distributed.rank() == 0 else read()
 
 
 class _Run:
     """One training run: everything that changes from step to step."""
 
-    def __init__(self, cfg: PretrainConfig, out: Path, device: torch.device, packed: Packed) -> None:
-        self.cfg, self.out, self.device, self.packed = cfg, out, device, packed
-        self.stem, why = backbones.choose_stem(
-            cfg.model.stem, cfg.model.image_size, cfg.model.name, cfg.model.weights
-        )
-        backbone = backbones.make(
-            cfg.model.name,
-            cfg.model.weights,
-            image_size=cfg.model.image_size,
-            stem=self.stem,
-            seed=cfg.seed,
-        )
-        say(f"{cfg.model.name}, {cfg.model.weights} weights; {self.stem} stem: {why}")
-        backbones.freeze(backbone, cfg.model.freeze)
+    def __init__(
+        self, cfg: PretrainConfig, out: Path, device: torch.device, packed: Packed, share: int
+    ) -> None:
+        self.out, self.device, self.packed, self.share = out, device, packed, share
+        self.first = distributed.rank() == 0
+        module = plugins.find("method", cfg.method.name)
+        backbone, self.card = _backbone(cfg, dynamic_size=getattr(module.Method, "multi_crop", False))
+        self.cfg = cfg = _settle(cfg, module, len(packed.paths), backbone, out)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
-            self.method: BaseMethod = plugins.find("method", cfg.method.name).Method(cfg.method, backbone)
-        self.method.to(device)
-        normal: Any = backbone.pretrained_cfg
-        self.input = InputSpec(cfg.model.image_size, tuple(normal["mean"]), tuple(normal["std"]))
-        self.optimizer = optim.make(cfg.optimizer, self.method, cfg.batch_size)
-        self.peak = optim.peak_lr(cfg.optimizer, cfg.batch_size)
-        self.steps_per_epoch = len(packed.paths) // cfg.batch_size
-        self.total = self.steps_per_epoch * cfg.epochs
-        self.step = 0
-        self.seconds = 0.0
-        self.order, self.order_epoch = torch.empty(0, dtype=torch.int64), -1
+            method: BaseMethod = module.Method(cfg.method, backbone)
+        if cfg.sync_batchnorm:
+            distributed.synchronise_batchnorm(method, device)
+        self.method = method.to(device)
+        self.input = InputSpec.from_dict(self.card.input)
+        self.optimizer = optim.make(cfg.optimizer, method, cfg.batch_size, device.type)
+        self.sampler = Sampler(len(packed.paths), cfg.batch_size, cfg.seed)
+        self.total = self.sampler.steps_per_epoch * given(cfg.epochs)
+        self.state = RunState(out, packed.key, f"{cfg.method.name} on {cfg.model.name}")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
         self.pixels = torch.from_numpy(np.asarray(packed.pixels))
+        self.seconds = 0.0
+        self.monitor = self._make_monitor()
+
+    @property
+    def step(self) -> int:
+        """Count the steps done."""
+        return self.state.step
 
     def finish(self) -> Path:
         """Run what is left of the training."""
-        self._resume()
-        file = self.out / "checkpoint.safetensors"
+        self.state.resume(self.method, self.optimizer, self.scaler, self.device)
+        file = self.out / run_folder.CHECKPOINT
         if self.step >= self.total:
-            if not file.is_file():
+            if not file.is_file() and self.first:
                 self._export(file)
             say(f"{self.out}: already trained ({self.step} steps); nothing to do")
             return file
+        if self.monitor is not None and self.state.monitor:
+            self.monitor.load_state_dict(self.state.monitor)
+        if self.step:
+            say(f"{self.out}: going on at step {self.step} of {self.total}")
         runtime = self._runtime()
         runtime.place(self.method)
         say(
             f"training on {len(self.packed.paths)} images: {self.cfg.epochs} epochs of "
-            f"{self.steps_per_epoch} steps, batch {self.cfg.batch_size}, {runtime.precision} "
+            f"{self.sampler.steps_per_epoch} steps, batch {self.cfg.batch_size}, {runtime.precision} "
             f"{runtime.memory_format}, {self.device}"
+            + (f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
         )
-        started, saved = time.monotonic() - self.seconds, time.monotonic()
-        with RunLog(self.out, self.step, self.total, self.steps_per_epoch, self.cfg.batch_size) as log:
+        self._loop(runtime)
+        self._say_end()
+        return file
+
+    def _loop(self, runtime: precision.Runtime) -> None:
+        started, saved = time.monotonic() - self.state.seconds, time.monotonic()
+        stepper = self._stepper()
+        with RunLog(
+            self.out,
+            self.step,
+            self.total,
+            self.sampler.steps_per_epoch,
+            self.cfg.batch_size,
+            writes=self.first,
+        ) as log:
+            if self.step == 0:
+                self._watch(log)
             while self.step < self.total:
-                loss, logs, lr = self._train_step(runtime)
-                self.step += 1
-                value = float(loss)
+                loss, logs, rates = self._train_step(stepper, runtime)
+                self.state.step += 1
+                value = float(distributed.mean(loss))
                 if not np.isfinite(value):
                     raise UserError(self._not_finite(f"the loss is {value}"))
                 last = self.step == self.total
                 save = last or time.monotonic() - saved > self.cfg.save_every_s
                 if self.step % self.cfg.log_every == 0 or save or self.step == 1:
-                    log.write(self.step, {"loss": value, "lr": lr} | {k: float(v) for k, v in logs.items()})
+                    log.write(self.step, {"loss": value} | rates | {k: float(v) for k, v in logs.items()})
                 log.advance(self.step)
-                self.seconds = time.monotonic() - started
-                if save:
+                self.state.seconds = time.monotonic() - started
+                self._watch(log)
+                if save and self.first:
                     self._save()
                     saved = time.monotonic()
-        return file
+            distributed.barrier()
 
-    def _train_step(self, runtime: precision.Runtime) -> tuple[Tensor, dict[str, Tensor], float]:
-        progress = self.step / self.total
-        lr = self.peak * optim.lr_factor(progress, self.cfg.optimizer.warmup, self.cfg.optimizer.final_lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        # Dropout and stochastic depth draw from torch's generator: seeded by the step, a resume repeats it.
-        torch.manual_seed(self.cfg.seed * 1_000_003 + self.step)
+    def _stepper(self) -> nn.Module:
+        if distributed.world_size() == 1:
+            return self.method
+        return distributed.parallel(self.method)
+
+    def _train_step(
+        self, stepper: nn.Module, runtime: precision.Runtime
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+        cfg, progress = self.cfg, self.step / self.total
+        lr, decay = optim.schedule(cfg.optimizer, self.optimizer, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        views = runtime.arrange(self._views(self.step))
-        loss, logs = self._forward(self.method, views, runtime, progress)
-        loss.backward()
-        if self.cfg.optimizer.clip > 0:
-            nn.utils.clip_grad_norm_(self.method.parameters(), self.cfg.optimizer.clip)
-        self.optimizer.step()
+        total = torch.zeros((), device=self.device)
+        for part in range(cfg.accumulate):
+            self._seed_dropout(part)
+            views = runtime.arrange(self._views(self.step, part))
+            waits = part + 1 < cfg.accumulate and isinstance(stepper, DistributedDataParallel)
+            with stepper.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                loss, logs = self._forward(stepper, self.method, views, runtime, progress)
+                self.scaler.scale(loss / cfg.accumulate).backward()
+            total += loss.detach() / cfg.accumulate
+        self.scaler.unscale_(self.optimizer)
+        optim.clip_gradients(cfg.optimizer, self.method)
+        self.method.before_update(progress)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.method.after_step((self.step + 1) / self.total)
-        return loss.detach(), logs, lr
+        return total, logs, {"lr": lr, "weight_decay": decay}
+
+    def _seed_dropout(self, part: int) -> None:
+        # Dropout and stochastic depth draw from torch's generator: seeded by the step, a resume repeats it.
+        place = (self.step * distributed.world_size() + distributed.rank()) * self.cfg.accumulate + part
+        torch.manual_seed(self.cfg.seed * 1_000_003 + place)
 
     def _forward(
-        self, method: BaseMethod, views: list[Tensor], runtime: precision.Runtime, progress: float
+        self,
+        stepper: nn.Module,
+        method: BaseMethod,
+        views: list[Tensor],
+        runtime: precision.Runtime,
+        progress: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        method.train()
-        backbones.train_mode(method.encoder, self.cfg.model.batchnorm)
+        method.set_mode(self.cfg.model.batchnorm)
         with runtime.autocast(self.device):
-            output = method.step(views, progress)
-        return output.loss, output.logs
+            loss, logs = stepper(views, progress)
+        return loss, logs
 
-    def _batch(self, step: int) -> Tensor:
-        """Give the int64 [B] image numbers of a step: a fixed shuffle per epoch."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if epoch != self.order_epoch:
-            generator = torch.Generator().manual_seed(self.cfg.seed * 1_000_003 + epoch)
-            self.order = torch.randperm(len(self.packed.paths), generator=generator)
-            self.order_epoch = epoch
-        return self.order[place * self.cfg.batch_size : (place + 1) * self.cfg.batch_size]
-
-    def _views(self, step: int) -> list[Tensor]:
-        numbers = self._batch(step)
+    def _views(self, step: int, part: int = 0) -> list[Tensor]:
+        """Make this process's views of one part of a step's batch."""
+        begin = (distributed.rank() * self.cfg.accumulate + part) * self.share
+        numbers = self.sampler.batch(step)[begin : begin + self.share]
         return make_views(
             self.pixels[numbers].to(self.device, non_blocking=True),
             self.method.views(self.cfg.model.image_size),
@@ -233,79 +314,169 @@ class _Run:
 
         A resumed run must compute as before, or it would end with other weights.
         """
-        file = self.out / "runtime.json"
+        file = self.out / run_folder.RUNTIME
         if file.is_file():
             return precision.Runtime(**json.loads(file.read_text()))
-        views = [view[:TRIAL_IMAGES] for view in self._views(0)]
+        distributed.barrier()
+        if distributed.world_size() > 1:
+            chosen = precision.without_trial(self.cfg.precision, self.cfg.memory_format, self.device)
+        else:
+            views = [view[:TRIAL_IMAGES] for view in self._views(0)]
 
-        def trial(method: nn.Module, runtime: precision.Runtime) -> None:
-            assert isinstance(method, BaseMethod)
-            method.zero_grad(set_to_none=True)
-            self._forward(method, runtime.arrange(views), runtime, 0.0)[0].backward()
+            def trial(method: nn.Module, runtime: precision.Runtime) -> None:
+                assert isinstance(method, BaseMethod)
+                method.zero_grad(set_to_none=True)
+                self._forward(method, method, runtime.arrange(views), runtime, 0.0)[0].backward()
 
-        chosen = precision.choose(self.cfg.precision, self.cfg.memory_format, self.method, trial, say)
-        with atomic_path(file) as partial:
-            partial.write_text(json.dumps(dataclasses.asdict(chosen)))
+            chosen = precision.choose(self.cfg.precision, self.cfg.memory_format, self.method, trial, say)
+        if self.first:
+            with atomic_path(file) as partial:
+                partial.write_text(json.dumps(dataclasses.asdict(chosen)))
         return chosen
 
+    def _make_monitor(self) -> Monitor | None:
+        if not self.first:
+            return None
+        return Monitor(
+            self.cfg.monitor,
+            self.input,
+            self.device,
+            out=self.out,
+            packed=self.packed,
+            validation=self.cfg.validation,
+            seed=self.cfg.seed,
+            advice=self.method.advice,
+        )
+
+    def _watch(self, log: RunLog) -> None:
+        """Look at retrieval when it is time to, and keep the best weights."""
+        monitor = self.monitor
+        if monitor is None or not monitor.due(
+            self.step, self.sampler.steps_per_epoch, self.total, self.cfg.batch_size
+        ):
+            return
+        self._require_finite()
+        result = monitor.check(self.method.networks()[self.method.kept], self.step)
+        log.watch(self.step, result.values, monitor.key)
+        if result.warning:
+            say(f"step {self.step}: {result.warning}")
+        self.state.scores, self.state.monitor = result.values, monitor.state_dict()
+        value = result.values[monitor.key]
+        if np.isfinite(value) and (self.state.best is None or value > self.state.best[0]):
+            self.state.best = (value, self.step)
+            self._export(self.out / run_folder.BEST)
+
+    def _say_end(self) -> None:
+        if self.monitor is None or self.state.best is None:
+            return
+        key, (value, step) = self.monitor.key, self.state.best
+        say(
+            f"{key}: best {value:.3f} at step {step} ({run_folder.BEST}), "
+            f"last {self.state.scores[key]:.3f} ({run_folder.CHECKPOINT})"
+        )
+
     def _save(self) -> None:
+        self._require_finite()
+        # The state comes last: once it says that step k is done, the checkpoint of step k is there.
+        self._export(self.out / run_folder.CHECKPOINT)
+        self.state.save(self.method, self.optimizer, self.scaler)
+
+    def _require_finite(self) -> None:
         if not all(t.isfinite().all() for t in self.method.state_dict().values()):
             raise UserError(self._not_finite("weights are infinite or NaN"))
-        # state.pt comes last: once it says that step k is done, the checkpoint of step k is there.
-        self._export(self.out / "checkpoint.safetensors")
-        state = {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "images": digest_of(self.packed.paths),
-        }
-        with atomic_path(self.out / "state.pt") as partial:
-            torch.save(state, partial)
 
     def _export(self, file: Path) -> None:
-        card = checkpoint.Card(
-            backbone=self.cfg.model.name,
-            stem=self.stem,
-            input=self.input.to_dict(),
-            method=self.cfg.method.name,
-            start=self.cfg.model.weights,
+        card = dataclasses.replace(
+            self.card,
+            network=self.method.kept,
             step=self.step,
-            train_s=round(self.seconds, 1),
+            train_s=round(self.state.seconds, 1),
+            scores=self.state.scores,
+            recipe=config.to_dict(self.cfg),
             images=len(self.packed.paths),
-            seed=self.cfg.seed,
+            data=self.packed.key,
         )
-        checkpoint.save(self.method.encoder, card, file)
-
-    def _resume(self) -> None:
-        file = self.out / "state.pt"
-        if not file.is_file():
-            return
-        state = torch.load(file, map_location=self.device, weights_only=True)
-        if state["images"] != digest_of(self.packed.paths):
-            raise UserError(
-                f"{self.out}: the run began with other images than the {len(self.packed.paths)} found now: "
-                "use another out, or bring the old images back"
-            )
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        if self.step < self.total:
-            say(f"{self.out}: going on at step {self.step} of {self.total}")
+        checkpoint.save(self.method.networks()[self.method.kept], card, file)
 
     def _not_finite(self, what: str) -> str:
-        paths = [self.packed.paths[i] for i in self._batch(self.step - 1)[:3].tolist()]
+        paths = [self.packed.paths[i] for i in self.sampler.batch(self.step - 1).tolist()]
+        with atomic_path(self.out / "not_finite.json") as partial:
+            partial.write_text(json.dumps({"step": self.step, "batch": paths}, indent=1))
+        kept = self.out / run_folder.CHECKPOINT
+        good = f"{kept} is the last good checkpoint" if kept.is_file() else "nothing was saved before"
         return (
-            f"{self.out}: {what} at step {self.step} (batch with {', '.join(paths)}, …): start in another "
-            "out with a lower optimizer.lr, optimizer.clip or precision=fp32; what was saved is kept"
+            f"{self.out}: {what} at step {self.step} (batch with {', '.join(paths[:3])}, …: all in "
+            "not_finite.json): start in another out with a lower optimizer.lr, optimizer.clip or "
+            f"precision=fp32; {good}"
         )
+
+
+def _backbone(cfg: PretrainConfig, dynamic_size: bool) -> tuple[nn.Module, checkpoint.Card]:
+    """Build the network, say how, and begin the card that goes with its weights."""
+    model = cfg.model
+    stem, why_stem = backbones.choose_stem(model.stem, model.image_size, model.name, model.weights)
+    patch, why_patch = backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)
+    backbone = backbones.make(
+        model.name,
+        model.weights,
+        image_size=model.image_size,
+        stem=stem,
+        seed=cfg.seed,
+        drop_path=model.drop_path,
+        patch_size=patch,
+        dynamic_size=dynamic_size,
+    )
+    how = f"{stem} stem: {why_stem}" if patch is None else f"patches of {patch} px: {why_patch}"
+    say(f"{model.name}, {model.weights} weights; {how}")
+    backbones.freeze(backbone, model.freeze)
+    normal: Any = backbone.pretrained_cfg
+    spec = InputSpec(model.image_size, tuple(normal["mean"]), tuple(normal["std"]))
+    return backbone, checkpoint.Card(
+        backbone=model.name,
+        stem=stem,
+        patch_size=patch,
+        dynamic_size=dynamic_size,
+        input=spec.to_dict(),
+        method=cfg.method.name,
+        start=model.weights,
+        seed=cfg.seed,
+    )
+
+
+def _settle(
+    cfg: PretrainConfig, module: Any, num_images: int, backbone: nn.Module, out: Path
+) -> PretrainConfig:
+    """Fill what the config leaves open: as stored with the run, or by the data, announced and stored."""
+    stored = run_folder.stored_choices(out)
+    if stored is not None:
+        return defaults.fill(cfg, stored)[0]
+    facts = Facts(
+        num_images=num_images,
+        batch_size=cfg.batch_size,
+        image_size=cfg.model.image_size,
+        pretrained=cfg.model.weights != "random",
+        transformer=backbones.patch_size(backbone) > 1,
+    )
+    cfg, used = defaults.fill(cfg, defaults.common(facts))
+    steps = given(cfg.epochs) * (num_images // cfg.batch_size)
+    recipe = module.defaults(dataclasses.replace(facts, num_steps=max(1, steps)))
+    cfg, more = defaults.fill(cfg, recipe | optim.choices(cfg.optimizer, recipe, facts))
+    used |= more
+    for key, (value, reason) in used.items():
+        if reason:
+            say(f"  {key}={value} ({reason})")
+    distributed.barrier()
+    if distributed.rank() == 0:
+        run_folder.store_choices(out, used)
+    return cfg
 
 
 def _check(cfg: PretrainConfig) -> None:
     config.require_sections(cfg, "data", "method")
-    for name in ("epochs", "batch_size", "log_every"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{name}={getattr(cfg, name)}: must be at least 1")
+    for name in ("epochs", "batch_size", "log_every", "accumulate"):
+        value = getattr(cfg, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}: must be at least 1")
     if cfg.batch_size < 2:
         raise UserError("batch_size=1: contrastive training and batch normalisation need at least 2")
     if cfg.model.image_size < 8:
@@ -313,37 +484,3 @@ def _check(cfg: PretrainConfig) -> None:
     if cfg.pack_size is not None and cfg.pack_size < 8:
         raise UserError(f"pack_size={cfg.pack_size}: must be at least 8, or null for model.image_size")
     backbones.check_name(cfg.model.name)
-
-
-def _claim(out: Path, cfg: PretrainConfig) -> None:
-    """Store the config in the run's folder; refuse to go on with another one.
-
-    A run that never came to save anything claims nothing: what stopped it may be the config's mistake.
-    """
-    file = out / "config.yaml"
-    free = {"out", "device", "save_every_s", "log_every"}
-    if file.is_file() and (out / "state.pt").is_file():
-        before = yaml.safe_load(file.read_text())
-        old, new = _flat(before), _flat(config.to_dict(cfg))
-        changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and k not in free]
-        if changed:
-            key = changed[0]
-            more = f" and {len(changed) - 1} more keys" if len(changed) > 1 else ""
-            raise UserError(
-                f"{out} holds a run with {key}={old.get(key)!r}, now it is {new.get(key)!r}{more}: use "
-                "another out, or the old values to resume"
-            )
-        return
-    (out / "runtime.json").unlink(missing_ok=True)
-    with atomic_path(file) as partial:
-        config.save(cfg, partial)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from ssl_retrieval import backbones
 from ssl_retrieval.augment import Augment
+from ssl_retrieval.defaults import Facts, fill_method
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.methods import simclr
 from ssl_retrieval.methods.simclr import Config, Method
 
 
@@ -29,7 +31,8 @@ def naive_nt_xent(first: Tensor, second: Tensor, temperature: float) -> float:
 
 def make(**settings: Any) -> Method:
     torch.manual_seed(0)
-    return Method(Config(**settings), backbones.make("resnet10t", seed=1))
+    cfg = fill_method(simclr, Config(**settings), Facts(image_size=32))
+    return Method(cfg, backbones.make("resnet10t", seed=1))
 
 
 @pytest.fixture
@@ -101,3 +104,21 @@ def test_mistakes_are_named(settings: dict[str, Any], names: str) -> None:
     with pytest.raises(UserError) as caught:
         make(**settings)
     assert names in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "temperature", "optimizer"),
+    [
+        (Facts(image_size=32), 0.5, ("sgd", 0.12, "linear", 5e-4)),
+        (Facts(image_size=224), 0.1, ("lars", 0.075, "sqrt", 1e-4)),
+        (Facts(image_size=128, pretrained=True), 0.1, ("adamw", 3e-4, "none", 1e-4)),
+    ],
+)
+def test_what_is_left_open_follows_the_papers(
+    facts: Facts, temperature: float, optimizer: tuple[str, float, str, float]
+) -> None:
+    assert fill_method(simclr, Config(), facts).temperature == temperature
+    assert fill_method(simclr, Config(temperature=0.3), facts).temperature == 0.3
+    chosen = simclr.defaults(facts)
+    keys = ("name", "lr", "scale", "weight_decay")
+    assert tuple(chosen[f"optimizer.{key}"][0] for key in keys) == optimizer

@@ -31,7 +31,12 @@ NETWORK = "test_resnet"
 BASE = {
     "data": {"name": "folder", "labels": "none"},
     "model": {"name": NETWORK, "image_size": 32, "stem": "standard"},
-    "method": {"name": "simclr", "output_dim": 16, "augment": {"blur": 0.5, "crop_min": 0.5}},
+    "method": {
+        "name": "simclr",
+        "temperature": 0.5,
+        "output_dim": 16,
+        "augment": {"blur": 0.5, "crop_min": 0.5},
+    },
     "optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 1e-4},
     "epochs": 4,
     "batch_size": 8,
@@ -39,6 +44,7 @@ BASE = {
     "precision": "fp32",
     "memory_format": "contiguous",
     "log_every": 1,
+    "monitor": {"every_epochs": 0},
 }
 STEPS = 20  # 40 pictures: 5 steps per epoch
 
@@ -90,7 +96,8 @@ def assert_same_end(out: Path, reference: Path) -> None:
     states = [torch.load(folder / "state.pt", weights_only=True) for folder in (out, reference)]
     for state in states:
         del state["seconds"]
-    assert states[0].pop("images") == states[1].pop("images")
+    for key in ("images", "job", "best", "scores", "monitor"):
+        assert states[0].pop(key) == states[1].pop(key)
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     kept = [[(r["step"], r["loss"], r["lr"]) for r in rows(folder)] for folder in (out, reference)]
     assert kept[0] == kept[1]
@@ -108,10 +115,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, job: Path) -> Path:
 def test_what_a_run_leaves(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "checkpoint.safetensors",
+        "choices.json",
         "config.yaml",
         "images.json",
         "images.npy",
         "metrics.jsonl",
+        "monitor.jsonl",
         "runtime.json",
         "state.pt",
         "tensorboard",
@@ -353,7 +362,7 @@ def test_other_images_are_not_trained_on_under_the_old_name(
             go(job, tmp_path / "run", f"data.root={root}", "save_every_s=0")
     (root / "0.png").rename(root / "new.png")
     text = user_error(job, tmp_path / "run", f"data.root={root}")
-    assert "other images than the 16 found now" in text
+    assert "other images than those found now" in text
 
 
 @pytest.mark.parametrize(
@@ -435,7 +444,7 @@ def test_training_goes_on_from_the_weights_of_another_run(job: Path, finished: P
         ("model.batchnorm=of", "model.batchnorm='of'"),
         ("model.freeze=9", "model.freeze=9"),
         ("model.stem=tiny", "model.stem='tiny'"),
-        ("precision=fp16", "precision='fp16'"),
+        ("precision=fp8", "precision='fp8'"),
         ("memory_format=nhwc", "memory_format='nhwc'"),
         ("optimizer.name=adam", "unknown optimizer 'adam'"),
         ("device=tpu", "device='tpu'"),

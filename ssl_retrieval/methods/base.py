@@ -1,10 +1,13 @@
 """What every method gives to the training loop."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ssl_retrieval.augment import View
+from ssl_retrieval import backbones, ema
+from ssl_retrieval.augment import Noise, View
+from ssl_retrieval.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,8 @@ class StepOutput:
     """The result of one step.
 
     Attributes:
-        loss: float32 scalar, with gradient.
+        loss: float32 scalar, with gradient. In a distributed run, the mean of all processes' losses is
+            the loss of the whole batch.
         logs: Name -> scalar tensor without gradient.
     """
 
@@ -23,13 +27,22 @@ class StepOutput:
 class BaseMethod(nn.Module):
     """A training objective around a backbone; logs nothing, saves nothing, knows no loader.
 
+    Everything that changes from step to step is a parameter or a buffer, so that the state dict is all
+    that a resumed run needs. Random numbers come from the views (`Noise`), never from a generator.
+
     Attributes:
-        encoder: The network that is kept after training.
+        encoder: The network that the optimizer trains (the student).
+        kept: Which of `networks` is exported unless the config says otherwise.
+        fixed_lr: Prefixes of parameter names whose learning rate stays at its peak.
+        advice: What to try when embeddings collapse, in words.
     """
 
     encoder: nn.Module
+    kept: str = "student"
+    fixed_lr: tuple[str, ...] = ()
+    advice: str = "a lower optimizer.lr or a larger batch_size"
 
-    def views(self, image_size: int) -> list[View]:
+    def views(self, image_size: int) -> Sequence[View | Noise]:
         """Say which views of a batch the objective needs."""
         raise NotImplementedError
 
@@ -37,10 +50,61 @@ class BaseMethod(nn.Module):
         """Compute the loss.
 
         Args:
-            views: float [B, 3, S, S], as ordered by `views`.
+            views: float [B, 3, S, S] per `View`, float [B, num] in [0, 1) per `Noise`, as ordered by
+                `views`.
             progress: Share of the training done, in [0, 1]; drives every schedule.
         """
         raise NotImplementedError
 
+    def forward(self, views: list[Tensor], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Call `step` in the form that ``DistributedDataParallel`` passes through."""
+        output = self.step(views, progress)
+        return output.loss, output.logs
+
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Give (teacher, student) modules whose weights are averaged by `after_step`; none by default."""
+        return []
+
+    def momentum(self, progress: float) -> float:
+        """Give the share of the teacher's own weights that an update keeps; for methods with `pairs`."""
+        raise NotImplementedError
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Give the networks that may be exported: ``student``, and ``teacher`` where there is one."""
+        found = {"student": self.encoder}
+        if "teacher" in self._modules:
+            found["teacher"] = self.get_submodule("teacher")
+        return found
+
+    def keep(self, network: str) -> None:
+        """Choose which of `networks` is exported.
+
+        Raises:
+            UserError: Neither ``student`` nor ``teacher``.
+        """
+        if network not in ("student", "teacher"):
+            raise UserError(f"method.export={network!r}: one of student, teacher")
+        self.kept = network
+
+    def set_mode(self, batchnorm: str) -> None:
+        """Put everything into training mode.
+
+        Args:
+            batchnorm: ``train``, or ``eval`` to keep the encoder's running statistics as they are.
+        """
+        self.train()
+        backbones.train_mode(self.encoder, batchnorm)
+        for teacher, student in self.pairs():
+            ema.mirror_mode(teacher, student)
+
+    def before_update(self, progress: float) -> None:
+        """Change gradients after clipping, right before the optimizer's step; nothing by default."""
+
     def after_step(self, progress: float) -> None:
-        """Do what comes after the optimizer's step (EMA teachers); nothing by default."""
+        """Move the teachers towards their students, after the optimizer's step.
+
+        Args:
+            progress: Share of the training done, this step included.
+        """
+        for teacher, student in self.pairs():
+            ema.update(teacher, student, self.momentum(progress))

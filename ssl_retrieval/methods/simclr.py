@@ -12,10 +12,12 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 
-from ssl_retrieval import backbones
+from ssl_retrieval import backbones, distributed
 from ssl_retrieval.augment import Augment, View
+from ssl_retrieval.defaults import Facts, cifar, gentle, given, optimizer
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.methods.base import BaseMethod, StepOutput
+from ssl_retrieval.types import Choices
 
 
 @dataclass
@@ -23,8 +25,8 @@ class Config:
     """The objective's settings.
 
     Attributes:
-        temperature: Of the softmax over similarities; the paper takes 0.1 for ImageNet and 0.5 for
-            CIFAR-10.
+        temperature: Of the softmax over similarities; None = by the images: the paper takes 0.1 for
+            ImageNet and 0.5 for CIFAR-10.
         hidden_dim: Width of the projection head; 0 = the feature's.
         output_dim: Dimension in which similarities are taken.
         num_layers: Layers of the head, 2 (SimCLR) or 3 (SimCLR v2).
@@ -32,15 +34,35 @@ class Config:
     """
 
     name: str = "simclr"
-    temperature: float = 0.5
+    temperature: float | None = None
     hidden_dim: int = 0
     output_dim: int = 128
     num_layers: int = 2
     augment: Augment = field(default_factory=Augment)
 
 
+def defaults(facts: Facts) -> Choices:
+    """Choose the temperature and the optimizer by what is trained."""
+    small = facts.image_size <= 64
+    chosen: Choices = {
+        "method.temperature": (0.5, "small images: the paper's for CIFAR-10")
+        if small and not facts.pretrained
+        else (0.1, "the paper's for ImageNet")
+    }
+    if facts.pretrained:
+        return chosen | gentle()
+    if facts.transformer:
+        return chosen | {"optimizer.name": ("adamw", "for a ViT")}
+    if small:
+        return chosen | cifar()
+    why = "the authors' code up to batches of 2048 and 200 epochs"
+    return chosen | optimizer(why, "lars", 0.075, "sqrt", 1e-4)
+
+
 class Method(BaseMethod):
-    """SimCLR around a timm backbone."""
+    """SimCLR around a timm backbone; in several processes every image repels those of all of them."""
+
+    advice = "a larger batch_size, or a temperature between 0.1 and 0.5"
 
     def __init__(self, cfg: Config, backbone: nn.Module) -> None:
         """Put a projection head on the backbone.
@@ -51,15 +73,16 @@ class Method(BaseMethod):
         """
         super().__init__()
         cfg.augment.check()
-        if cfg.temperature <= 0:
-            raise UserError(f"method.temperature={cfg.temperature}: must be positive")
+        temperature = given(cfg.temperature)
+        if temperature <= 0:
+            raise UserError(f"method.temperature={temperature}: must be positive")
         if cfg.num_layers < 2 or cfg.output_dim < 1:
             raise UserError("method.num_layers must be at least 2 and method.output_dim at least 1")
         self.cfg = cfg
         self.encoder = backbone
         dim = backbones.feature_dim(backbone)
         self.head = SimCLRProjectionHead(dim, cfg.hidden_dim or dim, cfg.output_dim, cfg.num_layers)
-        self.criterion = NTXentLoss(temperature=cfg.temperature)
+        self.criterion = NTXentLoss(temperature)
 
     def views(self, image_size: int) -> list[View]:
         """Ask for two views made alike."""
@@ -75,5 +98,6 @@ class Method(BaseMethod):
         projected = self.head(backbones.own_pooling(self.encoder, torch.cat(views)))
         # The softmax over 2B similarities loses precision in half types: fp32, whatever came before.
         with torch.autocast(projected.device.type, enabled=False):
-            first, second = projected.float().chunk(2)
+            # Every process computes the whole loss: lightly's own gathering fails on GPUs (`eye_rank`).
+            first, second = (distributed.gather(half) for half in projected.float().chunk(2))
             return StepOutput(loss=self.criterion(first, second))

@@ -1,0 +1,63 @@
+"""Every method around a tiny network, and views for it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_retrieval import backbones, plugins
+from ssl_retrieval.augment import make_views
+from ssl_retrieval.defaults import Facts, fill_method
+from ssl_retrieval.methods.base import BaseMethod
+
+IMAGE_SIZE = 32
+FACTS = Facts(num_images=1000, batch_size=8, image_size=IMAGE_SIZE)
+NEEDS_VIT = {"ibot", "mae"}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "barlow_twins": {"output_dim": 64},
+    "dcl": {"weighted": True},
+    "dino": {"local_crops": 2, "output_dim": 64},
+    "ibot": {"local_crops": 2, "output_dim": 64},
+    "lejepa": {"local_crops": 2},
+    "moco_v2": {"queue_length": 24},
+    "swav": {"local_crops": 2, "num_prototypes": 32, "queue_length": 8, "queue_start": 0.0},
+    "vicreg": {"output_dim": 64},
+    "visreg": {"local_crops": 2, "num_slices": 256},
+}
+"""Settings under which a tiny batch uses every part of a method."""
+
+
+def network_of(name: str) -> str:
+    return "test_vit" if name in NEEDS_VIT else "test_resnet"
+
+
+def method_of(name: str, seed: int = 0, **options: Any) -> BaseMethod:
+    module = plugins.find("method", name)
+    backbone = backbones.make(
+        network_of(name),
+        image_size=IMAGE_SIZE,
+        seed=seed,
+        patch_size=8 if name in NEEDS_VIT else None,
+        dynamic_size=getattr(module.Method, "multi_crop", False),
+    )
+    cfg = fill_method(module, module.Config(**OPTIONS.get(name, {}) | options), FACTS)
+    torch.manual_seed(seed)
+    method: BaseMethod = module.Method(cfg, backbone)
+    method.name_in_tests = name  # type: ignore[assignment]
+    method.set_mode("train")
+    return method
+
+
+def views_for(method: BaseMethod, step: int = 0, batch_size: int = 8) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randint(0, 256, (batch_size, 3, 40, 40), generator=generator)
+    return make_views(
+        images.to(torch.uint8),
+        method.views(IMAGE_SIZE),
+        seed=0,
+        step=step,
+        samples=torch.arange(batch_size),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )

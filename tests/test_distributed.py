@@ -1,0 +1,126 @@
+"""Two processes on half a batch each do what one does on all of it, for every method."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_makers import IMAGE_SIZE, method_of, views_for
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from ssl_retrieval import backbones, distributed, plugins
+from ssl_retrieval.errors import UserError
+
+METHODS = plugins.known("method")
+STEPS = 2
+
+
+def train(name: str, world: int, rank: int) -> dict[str, Any]:
+    """Train for a few steps on this rank's rows; give losses, first gradients and the end state."""
+    torch.set_num_threads(1)
+    method = method_of(name)
+    distributed.synchronise_batchnorm(method, torch.device("cpu"))
+    stepper: nn.Module = method
+    if world > 1:
+        stepper = distributed.parallel(method)
+    optimizer = torch.optim.SGD((p for p in method.parameters() if p.requires_grad), lr=0.02)
+    losses, gradients = [], {}
+    for step in range(STEPS):
+        method.set_mode("train")
+        optimizer.zero_grad()
+        rows = slice(rank * 8 // world, (rank + 1) * 8 // world)
+        loss, _ = stepper([view[rows] for view in views_for(method, step)], step / 10)
+        loss.backward()
+        losses.append(distributed.mean(loss.detach()).item())
+        if step == 0:
+            gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+        method.before_update(step / 10)
+        optimizer.step()
+        method.after_step((step + 1) / 10)
+    return {"losses": losses, "gradients": gradients, "state": method.state_dict()}
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    distributed.start(torch.device("cpu"))
+    for name in METHODS:
+        torch.save(train(name, 2, rank), Path(folder) / f"{name}-{rank}.pt")
+    rows = torch.arange(3.0).requires_grad_()
+    gathered = distributed.gather((rank + 1) * rows)
+    ((rank + 2) * gathered * torch.arange(6.0)).sum().backward()
+    gather = {
+        "values": gathered.detach(),
+        "gradient": rows.grad,
+        "mean": distributed.mean(torch.tensor(rank)),
+    }
+    torch.save(gather, Path(folder) / f"gather-{rank}.pt")
+    distributed.stop()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two-processes")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(worker, (port, str(folder)), nprocs=2)
+    return folder
+
+
+def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    scale = max(float(value.abs().max()) for value in theirs.values() if value.is_floating_point())
+    for key, value in theirs.items():
+        if value.is_floating_point():
+            error = float((ours[key] - value).abs().max())
+            assert error <= tolerance * max(scale, float(value.abs().max())), (key, error, scale)
+        else:
+            assert torch.equal(ours[key], value), key
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_give_one_processs_gradients(name: str, two: Path) -> None:
+    alone = train(name, 1, 0)
+    for rank in range(2):
+        together = torch.load(two / f"{name}-{rank}.pt", weights_only=True)
+        assert together["losses"] == pytest.approx(alone["losses"], rel=1e-3)
+        assert_near(together["gradients"], alone["gradients"], 1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_end_with_one_processs_state(name: str, two: Path) -> None:
+    alone = train(name, 1, 0)["state"]
+    states = [torch.load(two / f"{name}-{rank}.pt", weights_only=True)["state"] for rank in range(2)]
+    torch.testing.assert_close(states[0], states[1], rtol=1e-6, atol=1e-7)
+    assert_near(states[0], alone, 1e-3)
+
+
+def test_what_is_gathered_is_in_order_and_sends_its_gradients_back(two: Path) -> None:
+    for rank in range(2):
+        found = torch.load(two / f"gather-{rank}.pt", weights_only=True)
+        assert found["values"].tolist() == [0, 1, 2, 0, 2, 4]
+        # Process r weighs everything by r + 2: each row gets (2 + 3) times its place's weight.
+        expected = 5 * (rank + 1) * torch.arange(3 * rank, 3 * rank + 3.0)
+        assert torch.equal(found["gradient"], expected)
+        assert found["mean"] == 0.5
+
+
+def test_alone_nothing_is_gathered_or_synchronised() -> None:
+    rows = torch.rand(3, 2)
+    assert distributed.gather(rows) is rows
+    assert distributed.mean(rows) is rows
+    network = backbones.make("test_resnet", image_size=IMAGE_SIZE)
+    kinds = [type(module) for module in network.modules()]
+    assert [
+        type(m) for m in distributed.synchronise_batchnorm(network, torch.device("cpu")).modules()
+    ] == kinds
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(10, 3), (8, 8), (2, 2)])
+def test_a_batch_that_cannot_be_divided_is_named(batch_size: int, accumulate: int) -> None:
+    with pytest.raises(UserError, match=f"batch_size={batch_size} must be a multiple of 1 processes"):
+        distributed.share_of(batch_size, accumulate)
