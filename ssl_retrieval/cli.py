@@ -156,6 +156,23 @@ def search(
         say(f"written: {html}")
 
 
+@app.command()
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A run's folder, or one of its .safetensors files.")
+    ],
+    to: Annotated[Path, typer.Option(help="The folder to write.")],
+    format: Annotated[str, typer.Option(help="timm, torchvision (ResNets) or plain.")] = "timm",
+) -> None:
+    """Write a trained encoder for use without this package, and a card that says how it came about.
+
+    Example: ssl-retrieval export runs/simclr --to exported/simclr
+    """
+    from ssl_retrieval.export import export as run
+
+    print(run(source, to, format))
+
+
 def _load(schema: Any, inputs: list[str]) -> Any:
     from ssl_retrieval import config
 
