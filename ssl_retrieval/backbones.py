@@ -28,11 +28,14 @@ MIN_PATCHES = 7
 
 
 def check_name(name: str) -> None:
-    """Refuse a backbone that timm does not have, naming the nearest ones."""
-    if not timm.is_model(name.partition(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise UserError(f"unknown backbone {name!r}{guess} (any timm model name)")
+    """Refuse a backbone that timm does not have, or a tag of its weights, naming the nearest ones."""
+    network, _, tag = name.partition(".")
+    known = timm.list_models() if not timm.is_model(network) else timm.list_pretrained(f"{network}.*")
+    if timm.is_model(network) and (not tag or name in known):
+        return
+    near = difflib.get_close_matches(name, known, n=3)
+    guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise UserError(f"unknown backbone {name!r}{guess} (any timm model name)")
 
 
 def choose_stem(stem: str, image_size: int, name: str, weights: str = "random") -> tuple[str, str]:
@@ -272,7 +275,8 @@ def _what_it_lacks(name: str, reason: str, drop_path: float) -> str:
         return f"model.drop_path={drop_path}: {name!r} has no stochastic depth; set model.drop_path=0"
     if "dynamic_img_size" in reason:
         return (
-            f"{name!r} takes images of one size only, and this method shows several: choose another network"
+            f"{name!r} takes images of one size only, and this method shows several: set "
+            "method.local_crops=0, or choose another network"
         )
     return f"timm cannot build {name!r}: {reason}"
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from ssl_retrieval import __version__
-from ssl_retrieval.console import say
+from ssl_retrieval.console import print_line, say
 from ssl_retrieval.errors import UserError
 
 app = typer.Typer(
@@ -65,10 +65,14 @@ def pretrain(inputs: Inputs) -> None:
 
     Example: ssl-retrieval pretrain configs/pretrain/simclr.yaml data.root=photos out=runs/simclr
     """
+    from ssl_retrieval import distributed
     from ssl_retrieval.train import PretrainConfig
     from ssl_retrieval.train import pretrain as run
 
-    print(run(_load(PretrainConfig, inputs)))
+    file = run(_load(PretrainConfig, inputs))
+    if distributed.rank() == 0:
+        print(file)
+    distributed.stop()
 
 
 @app.command()
@@ -215,15 +219,15 @@ def main() -> None:
         status = app(prog_name="ssl-retrieval", standalone_mode=False)
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx else "ssl-retrieval"
-        say(f"error: {error.format_message()} (see {command} --help)")
+        print_line(f"error: {error.format_message()} (see {command} --help)")
         sys.exit(2)
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         sys.exit(2)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        say(f"error: {error.filename or 'disk'}: {error.strerror}: choose another out, or make room")
+        print_line(f"error: {error.filename or 'disk'}: {error.strerror}: choose another out, or make room")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         status = _STOPPED

@@ -7,6 +7,7 @@ and gradients are averaged. With it `gather` and `SyncBatchNorm` give one proces
 import os
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,9 +32,16 @@ def start(device: torch.device) -> torch.device:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
         return device
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        number, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= num_gpus:
+            raise UserError(
+                f"process {number + 1} of this machine has no GPU of its own ({num_gpus} found): start fewer "
+                "with --nproc-per-node"
+            )
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=60))
+    # The first process decodes all images and watches retrieval while the others wait.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     return device
 
 
@@ -57,6 +65,20 @@ def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def require_same(value: str, what: str) -> None:
+    """Refuse to go on when the processes hold different values.
+
+    Raises:
+        UserError: They do; named by ``what``.
+    """
+    if world_size() == 1:
+        return
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    if len(set(found)) > 1:
+        raise UserError(f"the processes disagree on {what}: out must lie on a disk that all of them share")
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -86,7 +108,8 @@ def mean(values: Tensor) -> Tensor:
 def parallel(module: nn.Module) -> DistributedDataParallel:
     """Average a module's gradients over all processes.
 
-    Buffers are not sent around: they come from gathered batches, so they are the same everywhere.
+    Buffers are not sent around: they come from gathered batches. Only without `synchronise_batchnorm` do
+    running statistics differ, and the first process's are kept.
     """
     with warnings.catch_warnings():
         # The new name of the argument came with torch 2.13; older versions are supported too.

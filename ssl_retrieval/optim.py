@@ -1,6 +1,7 @@
 """Optimizers by name, with the right parameters left out of weight decay, and their schedules."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,18 @@ from ssl_retrieval.schedules import cosine
 from ssl_retrieval.types import Choices
 
 KNOWN = ("adamw", "sgd", "lars")
+
+_SCALES = ("none", "linear", "sqrt")
+
+_Range = tuple[tuple[str, ...], Callable[[float], bool], str]
+_RANGES: list[_Range] = [
+    (("lr", "bias_lr", "patch_embed_lr"), lambda value: value > 0, "more than 0"),
+    (("weight_decay", "weight_decay_end", "clip"), lambda value: value >= 0, "at least 0"),
+    (("warmup", "momentum"), lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    (("final_lr",), lambda value: 0 <= value <= 1, "a share in [0, 1]"),
+    (("beta2",), lambda value: 0 < value < 1, "between 0 and 1"),
+    (("layer_decay",), lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+]
 
 _GENERIC = {
     "adamw": {"lr": 5e-4, "scale": "linear", "weight_decay": 0.05},
@@ -102,9 +115,7 @@ def peak_lr(cfg: OptimizerConfig, batch_size: int) -> float:
     0.6
     """
     factors = {"none": 1.0, "linear": batch_size / 256, "sqrt": math.sqrt(batch_size)}
-    if cfg.scale not in factors:
-        raise UserError(f"optimizer.scale={cfg.scale!r}: one of {', '.join(factors)}")
-    return given(cfg.lr) * factors[cfg.scale]
+    return given(cfg.lr) * factors[given(cfg.scale)]
 
 
 def lr_factor(progress: float, warmup: float, final: float = 0.0) -> float:
@@ -137,7 +148,7 @@ def make(
     Raises:
         UserError: Unknown name or a value out of range.
     """
-    _check(cfg)
+    check_given(cfg)
     lr = peak_lr(cfg, batch_size)
     groups = _groups(cfg, method, lr)
     fused = {"fused": True} if device == "cuda" else {}
@@ -183,19 +194,24 @@ def clip_gradients(cfg: OptimizerConfig, method: nn.Module) -> None:
             nn.utils.clip_grad_norm_(parameter, limit)
 
 
-def _check(cfg: OptimizerConfig) -> None:
-    if cfg.name not in KNOWN:
+def check_given(cfg: OptimizerConfig) -> None:
+    """Refuse values out of range, as far as a config gives them.
+
+    Raises:
+        UserError: Names the key and its range.
+    """
+    if cfg.name not in (None, *KNOWN):
         raise UserError(f"unknown optimizer {cfg.name!r} (known: {', '.join(KNOWN)})")
-    decays = (given(cfg.weight_decay), cfg.weight_decay_end or 0.0)
-    if not (given(cfg.lr) > 0 and 0 <= given(cfg.warmup) < 1 and min(decays) >= 0 and given(cfg.clip) >= 0):
-        raise UserError("optimizer: lr > 0, 0 <= warmup < 1, weight_decay >= 0 and clip >= 0 are needed")
-    if not (0 <= given(cfg.momentum) < 1 and 0 <= given(cfg.final_lr) <= 1 and 0 < given(cfg.beta2) < 1):
-        raise UserError("optimizer: 0 <= momentum < 1, 0 <= final_lr <= 1 and 0 < beta2 < 1 are needed")
-    if cfg.clip_mode not in ("global", "each"):
+    if cfg.scale not in (None, *_SCALES):
+        raise UserError(f"optimizer.scale={cfg.scale!r}: one of {', '.join(_SCALES)}")
+    if cfg.clip_mode not in (None, "global", "each"):
         raise UserError(f"optimizer.clip_mode={cfg.clip_mode!r}: one of global, each")
-    if not (0 < given(cfg.layer_decay) <= 1 and given(cfg.bias_lr) > 0 and given(cfg.patch_embed_lr) > 0):
-        raise UserError("optimizer: 0 < layer_decay <= 1, bias_lr > 0 and patch_embed_lr > 0 are needed")
-    if cfg.name == "lars" and min(decays[:1]) == 0:
+    for names, fits, needed in _RANGES:
+        for name in names:
+            value = getattr(cfg, name)
+            if value is not None and not fits(value):
+                raise UserError(f"optimizer.{name}={value}: {needed} is needed")
+    if cfg.name == "lars" and cfg.weight_decay == 0:
         # lightly's LARS takes groups without weight decay for biases and does not adapt their rate.
         raise UserError("optimizer.weight_decay=0 turns lars into plain sgd: set it above 0, or name=sgd")
 

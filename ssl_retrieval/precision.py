@@ -48,7 +48,7 @@ def without_trial(precision: str, memory_format: str, device: torch.device) -> R
     Raises:
         UserError: Unknown values.
     """
-    _allowed(precision, memory_format)
+    allowed(precision, memory_format)
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return Runtime(
         ("bf16" if fast else "fp32") if precision == "auto" else precision,
@@ -75,7 +75,7 @@ def choose(
     Raises:
         UserError: Unknown values.
     """
-    precisions, layouts = _allowed(precision, memory_format)
+    precisions, layouts = allowed(precision, memory_format)
     options = [Runtime(p, layout) for p in precisions for layout in layouts]
     if len(options) == 1:
         return options[0]
@@ -93,7 +93,12 @@ def choose(
     return best
 
 
-def _allowed(precision: str, memory_format: str) -> tuple[list[str], list[str]]:
+def allowed(precision: str, memory_format: str) -> tuple[list[str], list[str]]:
+    """List the precisions and layouts that a config leaves to choose from.
+
+    Raises:
+        UserError: Unknown values.
+    """
     precisions = list(AUTOMATIC) if precision == "auto" else [precision]
     layouts = list(LAYOUTS) if memory_format == "auto" else [memory_format]
     if not set(precisions) <= set(PRECISIONS) or not set(layouts) <= set(LAYOUTS):

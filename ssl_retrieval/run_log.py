@@ -33,14 +33,13 @@ class RunLog:
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if writes else None
         if writes:
             for file in (self.metrics, self.monitor):
-                kept = [line for line in _lines(file) if step > 0 and json.loads(line)["step"] <= step]
+                kept = [line for line in _lines(file) if step > 0 and _step_of(line) <= step]
                 with atomic_path(file) as partial:
                     partial.write_text("".join(kept))
         self.bar = progress_bar(TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} images/s"))
         self.task = self.bar.add_task("train", total=total, completed=step, loss=float("nan"), rate=0.0)
         self.steps_per_epoch, self.batch_size = steps_per_epoch, batch_size
         self.begin, self.first = time.monotonic(), step
-        self.loss = float("nan")
 
     def __enter__(self) -> "RunLog":
         """Show the bar."""
@@ -55,7 +54,6 @@ class RunLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Store one line of metrics."""
-        self.loss = values["loss"]
         self._store(self.metrics, "train", step, values | {"images_per_s": round(self.rate(step), 1)})
 
     def watch(self, step: int, values: dict[str, float], key: str) -> None:
@@ -73,15 +71,23 @@ class RunLog:
         for name, value in values.items():
             self.board.add_scalar(f"{group}/{name}", value, step)
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, loss: float) -> None:
         """Move the bar; where there is no terminal, print a line per epoch."""
-        self.bar.update(self.task, completed=step, loss=self.loss, rate=self.rate(step))
+        self.bar.update(self.task, completed=step, loss=loss, rate=self.rate(step))
         if not console.is_terminal and step % self.steps_per_epoch == 0:
-            say(f"epoch {step // self.steps_per_epoch}: loss {self.loss:.3f}, {self.rate(step):.0f} images/s")
+            say(f"epoch {step // self.steps_per_epoch}: loss {loss:.3f}, {self.rate(step):.0f} images/s")
 
     def rate(self, step: int) -> float:
         """Give images per second since this process began to train."""
         return (step - self.first) * self.batch_size / max(time.monotonic() - self.begin, 1e-9)
+
+
+def _step_of(line: str) -> float:
+    """Read a line's step; a broken line is of no step that is kept."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def _lines(file: Path) -> Iterator[str]:

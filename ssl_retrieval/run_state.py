@@ -68,23 +68,28 @@ class RunState:
         if not self.file.is_file():
             return
         state = self._read(device)
-        if state["job"] != self.job:
-            raise UserError(f"{self.file} is of {state['job']}, not of {self.job}: use another out")
+        if state.get("job") != self.job:
+            raise UserError(f"{self.file} is of {state.get('job')}, not of {self.job}: use another out")
         if state["images"] != self.images:
             raise UserError(
                 f"{self.file.parent}: the run began with other images than those found now: "
                 "use another out, or bring the old images back"
             )
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self.scores, self.monitor = state["scores"], state["monitor"]
-        self.best = None if state["best"] is None else tuple(state["best"])
+        try:
+            method.load_state_dict(state["method"])
+            optimizer.load_state_dict(state["optimizer"])
+            scaler.load_state_dict(state["scaler"])
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.scores, self.monitor = state["scores"], state["monitor"]
+            self.best = None if state["best"] is None else tuple(state["best"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.file} does not fit this run's settings: use another out") from error
 
     def _read(self, device: torch.device) -> dict[str, Any]:
         try:
             state: dict[str, Any] = torch.load(self.file, map_location=device, weights_only=True)
         except Exception as error:  # damaged bytes raise nearly any type
             raise UserError(f"{self.file} is damaged: remove it to begin anew, or use another out") from error
+        if not isinstance(state, dict):
+            raise UserError(f"{self.file} is damaged: remove it to begin anew, or use another out")
         return state

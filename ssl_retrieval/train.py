@@ -26,7 +26,7 @@ from ssl_retrieval import (
     precision,
     run_folder,
 )
-from ssl_retrieval.atomic import atomic_path
+from ssl_retrieval.atomic import atomic_path, require_writable
 from ssl_retrieval.augment import make_views
 from ssl_retrieval.config import plugin
 from ssl_retrieval.console import say
@@ -35,6 +35,7 @@ from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import Packed, pack, report_skipped
 from ssl_retrieval.methods.base import BaseMethod
 from ssl_retrieval.monitor import Monitor, MonitorConfig
+from ssl_retrieval.multi_crop import SMALLEST_IMAGE
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.run_log import RunLog
 from ssl_retrieval.run_state import RunState
@@ -133,19 +134,23 @@ def pretrain(cfg: PretrainConfig) -> Path:
     """
     _check(cfg)
     out = Path(cfg.out).expanduser()
+    require_writable(out)
     device = distributed.start(devices.pick(cfg.device))
     share = distributed.share_of(cfg.batch_size, cfg.accumulate)
-    if distributed.rank() == 0:
-        run_folder.claim(out, cfg)
-    distributed.barrier()
-    memory.keep_freed(device)
-    packed = _pack(cfg, out)
-    if len(packed.paths) < cfg.batch_size:
-        raise UserError(
-            f"batch_size={cfg.batch_size} is larger than the {len(packed.paths)} readable training images: "
-            "lower batch_size or add images"
-        )
-    return _Run(cfg, out, device, packed, share).finish()
+    with run_folder.lock(out) if distributed.rank() == 0 else nullcontext():
+        if distributed.rank() == 0:
+            run_folder.claim(out, cfg)
+        distributed.barrier()
+        distributed.require_same(str((out / run_folder.CONFIG).is_file()), "the run's folder")
+        memory.keep_freed(device)
+        packed = _pack(cfg, out)
+        try:
+            return _Run(cfg, out, device, packed, share).finish()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory on {device} with {share} images at a time: set "
+                f"accumulate={2 * cfg.accumulate}, or a smaller batch_size or model.image_size"
+            ) from error
 
 
 def _pack(cfg: PretrainConfig, out: Path) -> Packed:
@@ -158,7 +163,14 @@ def _pack(cfg: PretrainConfig, out: Path) -> Packed:
         packed = read()
         report_skipped(packed.skipped, str(images.root))
     distributed.barrier()
-    return packed if distributed.rank() == 0 else read()
+    packed = packed if distributed.rank() == 0 else read()
+    if len(packed.paths) < cfg.batch_size:
+        raise UserError(
+            f"batch_size={cfg.batch_size} is larger than the {len(packed.paths)} readable training images: "
+            "lower batch_size or add images"
+        )
+    distributed.require_same(packed.key, "the training images")
+    return packed
 
 
 class _Run:
@@ -170,7 +182,7 @@ class _Run:
         self.out, self.device, self.packed, self.share = out, device, packed, share
         self.first = distributed.rank() == 0
         module = plugins.find("method", cfg.method.name)
-        backbone, self.card = _backbone(cfg, dynamic_size=getattr(module.Method, "multi_crop", False))
+        backbone, self.card = _backbone(cfg, _shows_several_sizes(cfg, module))
         self.cfg = cfg = _settle(cfg, module, len(packed.paths), backbone, out)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
@@ -185,7 +197,6 @@ class _Run:
         self.state = RunState(out, packed.key, f"{cfg.method.name} on {cfg.model.name}")
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
         self.pixels = torch.from_numpy(np.asarray(packed.pixels))
-        self.seconds = 0.0
         self.monitor = self._make_monitor()
 
     @property
@@ -196,6 +207,7 @@ class _Run:
     def finish(self) -> Path:
         """Run what is left of the training."""
         self.state.resume(self.method, self.optimizer, self.scaler, self.device)
+        distributed.require_same(f"{self.step} of {self.total}", "the step to go on from")
         file = self.out / run_folder.CHECKPOINT
         if self.step >= self.total:
             if not file.is_file() and self.first:
@@ -241,7 +253,7 @@ class _Run:
                 save = last or time.monotonic() - saved > self.cfg.save_every_s
                 if self.step % self.cfg.log_every == 0 or save or self.step == 1:
                     log.write(self.step, {"loss": value} | rates | {k: float(v) for k, v in logs.items()})
-                log.advance(self.step)
+                log.advance(self.step, value)
                 self.state.seconds = time.monotonic() - started
                 self._watch(log)
                 if save and self.first:
@@ -315,8 +327,9 @@ class _Run:
         A resumed run must compute as before, or it would end with other weights.
         """
         file = self.out / run_folder.RUNTIME
-        if file.is_file():
-            return precision.Runtime(**json.loads(file.read_text()))
+        stored = run_folder.read_json(file)
+        if stored is not None:
+            return precision.Runtime(**stored)
         distributed.barrier()
         if distributed.world_size() > 1:
             chosen = precision.without_trial(self.cfg.precision, self.cfg.memory_format, self.device)
@@ -360,7 +373,8 @@ class _Run:
         log.watch(self.step, result.values, monitor.key)
         if result.warning:
             say(f"step {self.step}: {result.warning}")
-        self.state.scores, self.state.monitor = result.values, monitor.state_dict()
+        self.state.scores = {"step": float(self.step)} | result.values
+        self.state.monitor = monitor.state_dict()
         value = result.values[monitor.key]
         if np.isfinite(value) and (self.state.best is None or value > self.state.best[0]):
             self.state.best = (value, self.step)
@@ -379,7 +393,8 @@ class _Run:
         self._require_finite()
         # The state comes last: once it says that step k is done, the checkpoint of step k is there.
         self._export(self.out / run_folder.CHECKPOINT)
-        self.state.save(self.method, self.optimizer, self.scaler)
+        with run_folder.writing(self.out):
+            self.state.save(self.method, self.optimizer, self.scaler)
 
     def _require_finite(self) -> None:
         if not all(t.isfinite().all() for t in self.method.state_dict().values()):
@@ -396,12 +411,14 @@ class _Run:
             images=len(self.packed.paths),
             data=self.packed.key,
         )
-        checkpoint.save(self.method.networks()[self.method.kept], card, file)
+        with run_folder.writing(self.out):
+            checkpoint.save(self.method.networks()[self.method.kept], card, file)
 
     def _not_finite(self, what: str) -> str:
         paths = [self.packed.paths[i] for i in self.sampler.batch(self.step - 1).tolist()]
-        with atomic_path(self.out / "not_finite.json") as partial:
-            partial.write_text(json.dumps({"step": self.step, "batch": paths}, indent=1))
+        if self.first:
+            with atomic_path(self.out / "not_finite.json") as partial:
+                partial.write_text(json.dumps({"step": self.step, "batch": paths}, indent=1))
         kept = self.out / run_folder.CHECKPOINT
         good = f"{kept} is the last good checkpoint" if kept.is_file() else "nothing was saved before"
         return (
@@ -409,6 +426,14 @@ class _Run:
             "not_finite.json): start in another out with a lower optimizer.lr, optimizer.clip or "
             f"precision=fp32; {good}"
         )
+
+
+def _shows_several_sizes(cfg: PretrainConfig, module: Any) -> bool:
+    """Tell whether the network must take small crops beside large ones."""
+    if not getattr(module.Method, "multi_crop", False):
+        return False
+    local_crops = cfg.method.local_crops
+    return local_crops > 0 if local_crops is not None else cfg.model.image_size >= SMALLEST_IMAGE
 
 
 def _backbone(cfg: PretrainConfig, dynamic_size: bool) -> tuple[nn.Module, checkpoint.Card]:
@@ -457,7 +482,13 @@ def _settle(
         pretrained=cfg.model.weights != "random",
         transformer=backbones.patch_size(backbone) > 1,
     )
-    cfg, used = defaults.fill(cfg, defaults.common(facts))
+    common = defaults.common(facts)
+    if facts.pretrained and (cfg.optimizer.name == "lars" or (cfg.epochs or 0) > 3 * common["epochs"][0]):
+        say(
+            "  optimizer and epochs of this config look meant for random weights: set them to null for "
+            f"learned ones (epochs: {common['epochs'][0]}), or much of what was learned is lost"
+        )
+    cfg, used = defaults.fill(cfg, common)
     steps = given(cfg.epochs) * (num_images // cfg.batch_size)
     recipe = module.defaults(dataclasses.replace(facts, num_steps=max(1, steps)))
     cfg, more = defaults.fill(cfg, recipe | optim.choices(cfg.optimizer, recipe, facts))
@@ -484,3 +515,12 @@ def _check(cfg: PretrainConfig) -> None:
     if cfg.pack_size is not None and cfg.pack_size < 8:
         raise UserError(f"pack_size={cfg.pack_size}: must be at least 8, or null for model.image_size")
     backbones.check_name(cfg.model.name)
+    # Before an hour goes into decoding: what can be refused without images.
+    cfg.monitor.check()
+    precision.allowed(cfg.precision, cfg.memory_format)
+    optim.check_given(cfg.optimizer)
+    if cfg.model.batchnorm not in ("train", "eval"):
+        raise UserError(f"model.batchnorm={cfg.model.batchnorm!r}: one of train, eval")
+    model = cfg.model
+    backbones.choose_stem(model.stem, model.image_size, model.name, model.weights)
+    backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)

@@ -15,7 +15,7 @@ from command_line import ONE_THREAD
 from method_makers import NEEDS_VIT, OPTIONS, network_of
 from safetensors.torch import load_file
 
-from ssl_retrieval import plugins
+from ssl_retrieval import config, plugins, train
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def kill_after(lines: int, job: Path, out: Path) -> None:
 @pytest.mark.parametrize("name", plugins.known("method"))
 def test_a_killed_run_ends_as_if_nothing_had_happened(name: str, photos: Path, tmp_path: Path) -> None:
     job = write_job(tmp_path, photos, name)
-    subprocess.run(command(job, tmp_path / "whole"), env=ONE_THREAD, check=True, capture_output=True)
+    train.pretrain(config.load(train.PretrainConfig, job, [f"out={tmp_path / 'whole'}"]))
     kill_after(7, job, tmp_path / "killed")
     done = subprocess.run(
         command(job, tmp_path / "killed"), env=ONE_THREAD, check=True, capture_output=True, text=True

@@ -114,6 +114,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, job: Path) -> Path:
 
 def test_what_a_run_leaves(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
+        ".lock",
         "checkpoint.safetensors",
         "choices.json",
         "config.yaml",
@@ -387,6 +388,10 @@ def test_numbers_that_are_not_finite_are_never_saved(
     state = torch.load(out / "state.pt", weights_only=True)
     assert all(value.isfinite().all() for value in state["method"].values())
     assert all(row["loss"] == row["loss"] for row in rows(out))
+    assert f"{out / 'checkpoint.safetensors'} is the last good checkpoint" in text
+    batch = json.loads((out / "not_finite.json").read_text())["batch"]
+    assert len(batch) == 8
+    assert batch[0] in text
 
 
 def test_a_loss_that_is_not_finite_is_noticed_at_its_step(job: Path, tmp_path: Path) -> None:
