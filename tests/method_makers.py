@@ -16,16 +16,18 @@ NEEDS_VIT = {"ibot", "mae"}
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "barlow_twins": {"output_dim": 64},
+    "byol": {"momentum": 0.5},
     "dcl": {"weighted": True},
-    "dino": {"local_crops": 2, "output_dim": 64},
-    "ibot": {"local_crops": 2, "output_dim": 64},
+    "dino": {"local_crops": 2, "output_dim": 64, "momentum": 0.5},
+    "ibot": {"local_crops": 2, "output_dim": 64, "momentum": 0.5},
     "lejepa": {"local_crops": 2},
-    "moco_v2": {"queue_length": 24},
+    "moco_v2": {"queue_length": 24, "momentum": 0.5},
+    "moco_v3": {"momentum": 0.5},
     "swav": {"local_crops": 2, "num_prototypes": 32, "queue_length": 8, "queue_start": 0.0},
     "vicreg": {"output_dim": 64},
     "visreg": {"local_crops": 2, "num_slices": 256},
 }
-"""Settings under which a tiny batch uses every part of a method."""
+"""Settings under which a tiny batch uses every part of a method, and teachers move visibly in a step."""
 
 
 def network_of(name: str) -> str:

@@ -142,14 +142,23 @@ def test_the_log_tells_targets_that_are_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "hidden", "output", "momentum"),
-    [(5_000, 1024, 128, 0.99), (50_000, 1024, 256, 0.9913), (1_280_000, 4096, 256, 0.996)],
+    ("num_images", "hidden", "output"),
+    [(5_000, 1024, 128), (50_000, 1024, 256), (1_280_000, 4096, 256)],
 )
-def test_open_settings_follow_the_number_of_images(
-    num_images: int, hidden: int, output: int, momentum: float
-) -> None:
+def test_open_widths_follow_the_number_of_images(num_images: int, hidden: int, output: int) -> None:
     cfg = fill_method(byol, byol.Config(), Facts(num_images))
-    assert (cfg.hidden_dim, cfg.output_dim, cfg.momentum) == (hidden, output, momentum)
+    assert (cfg.hidden_dim, cfg.output_dim) == (hidden, output)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "epochs", "momentum"),
+    [(1_280_000, 300, 0.99), (1_280_000, 1000, 0.996), (2_560, 40, 0.98), (2_560, 2, 0.7)],
+)
+def test_the_momentum_is_the_papers_for_as_many_epochs_and_lower_for_few_steps(
+    num_images: int, epochs: int, momentum: float
+) -> None:
+    facts = Facts(num_images, 256, num_steps=epochs * num_images // 256)
+    assert fill_method(byol, byol.Config(), facts).momentum == momentum
 
 
 @pytest.mark.parametrize(
@@ -161,6 +170,23 @@ def test_the_optimizer_is_the_papers_for_as_many_epochs(epochs: int, lr: float, 
     assert recipe["optimizer.name"] == "lars"
     assert recipe["optimizer.scale"] == "linear"
     assert (recipe["optimizer.lr"], recipe["optimizer.weight_decay"]) == (lr, decay)
+
+
+def test_sgd_on_small_images_makes_the_steps_of_lightlys_benchmark() -> None:
+    recipe = {key.removeprefix("optimizer."): value for key, (value, _) in byol.defaults(Facts()).items()}
+    assert (recipe["name"], recipe["scale"]) == ("sgd", "linear")
+    generator = torch.Generator().manual_seed(0)
+    predicted, targets = torch.randn(2, 2, 6, 16, generator=generator)
+    one, ends = NegativeCosineSimilarity(), []
+    for lr, decay in ((recipe["lr"], recipe["weight_decay"]), (0.12, 5e-4)):
+        rows = predicted.clone().requires_grad_()
+        theirs = (one(rows[0], targets[1]) + one(rows[1], targets[0])) / 2
+        ours = byol.regression_loss(rows[0], targets[1]) + byol.regression_loss(rows[1], targets[0])
+        optimizer = torch.optim.SGD([rows], lr=lr, momentum=0.9, weight_decay=decay)
+        (theirs if lr == 0.12 else ours).backward()
+        optimizer.step()
+        ends.append(rows.detach() - predicted)
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-7)
 
 
 def test_the_online_network_is_kept_unless_asked_otherwise() -> None:

@@ -9,9 +9,10 @@ from lightly.loss import DCLLoss, DCLWLoss
 from torch import Tensor
 
 from ssl_retrieval import backbones, distributed
+from ssl_retrieval.augment import Augment
 from ssl_retrieval.defaults import Facts, fill_method
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.methods import dcl, simclr
+from ssl_retrieval.methods import dcl
 from ssl_retrieval.methods.dcl import Config, Method, pair_weights
 
 
@@ -123,13 +124,30 @@ def test_the_loss_is_fp32_under_bf16(views: list[Tensor]) -> None:
     assert float(loss) == pytest.approx(naive_dcl(first, second, 0.1), rel=1e-5)
 
 
-@pytest.mark.parametrize("facts", [Facts(), Facts(image_size=224), Facts(pretrained=True)])
-def test_all_but_the_temperature_is_simclrs(facts: Facts) -> None:
-    ours, theirs = dcl.defaults(facts), simclr.defaults(facts)
-    assert ours.pop("method.temperature")[0] == 0.1
-    del theirs["method.temperature"]
-    assert ours == theirs
-    assert make().views(48) == make(weighted=True).views(48)
+@pytest.mark.parametrize(
+    ("facts", "optimizer"),
+    [
+        (Facts(), ("sgd", 0.12, "linear", 5e-4)),
+        (Facts(1_280_000, 256, 224, num_steps=1_000_000), ("lars", 0.075, "sqrt", 1e-4)),
+        (Facts(pretrained=True), ("adamw", 3e-4, "none", 1e-4)),
+    ],
+)
+def test_the_recipe(facts: Facts, optimizer: tuple[str, float, str, float]) -> None:
+    chosen = dcl.defaults(facts)
+    assert chosen["method.temperature"][0] == 0.1
+    keys = ("name", "lr", "scale", "weight_decay")
+    assert tuple(chosen[f"optimizer.{key}"][0] for key in keys) == optimizer
+
+
+def test_two_views_made_alike() -> None:
+    views = make(weighted=True, augment=Augment(blur=0.5)).views(48)
+    assert [(view.augment, view.size) for view in views] == [(Augment(blur=0.5), 48)] * 2
+
+
+def test_the_heads_last_normalisation_has_no_shift() -> None:
+    last = make().head.layers[-1]
+    assert last.weight.requires_grad
+    assert not last.bias.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,14 @@ def test_defaults_follow_the_number_of_images(
     assert fill_method(dino, Config(), Facts(num_steps=2000)).freeze_last_layer == 0.05
 
 
+@pytest.mark.parametrize(("steps", "momentum"), [(30, 0.73333), (100, 0.92), (800, 0.99)])
+def test_in_few_steps_the_teacher_still_leaves_its_start_behind(steps: int, momentum: float) -> None:
+    method = make(momentum=fill_method(dino, Config(), Facts(1_000, num_steps=steps)).momentum)
+    assert method.momentum(0.0) == pytest.approx(momentum)
+    left = math.prod(method.momentum((step + 1) / steps) for step in range(steps))
+    assert left < 1.1 * math.exp(-4)
+
+
 @pytest.mark.parametrize(
     ("facts", "recipe"),
     [

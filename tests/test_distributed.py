@@ -1,13 +1,19 @@
 """Two processes on half a batch each do what one does on all of it, for every method."""
 
+import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from command_line import ONE_THREAD
 from method_makers import IMAGE_SIZE, method_of, views_for
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
@@ -28,6 +34,7 @@ def train(name: str, world: int, rank: int) -> dict[str, Any]:
         stepper = distributed.parallel(method)
     optimizer = torch.optim.SGD((p for p in method.parameters() if p.requires_grad), lr=0.02)
     losses, gradients = [], {}
+    start = {key: value.clone() for key, value in method.state_dict().items()}
     for step in range(STEPS):
         method.set_mode("train")
         optimizer.zero_grad()
@@ -40,7 +47,9 @@ def train(name: str, world: int, rank: int) -> dict[str, Any]:
         method.before_update(step / 10)
         optimizer.step()
         method.after_step((step + 1) / 10)
-    return {"losses": losses, "gradients": gradients, "state": method.state_dict()}
+    state = method.state_dict()
+    moved = {key: state[key] - start[key] for key in state}
+    return {"losses": losses, "gradients": gradients, "moved": moved, "state": state}
 
 
 def worker(rank: int, port: int, folder: str) -> None:
@@ -72,12 +81,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_near(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    """Compare each tensor by its own largest value.
+
+    What cancels out, as the gradient of a bias before batch normalisation or the difference of two nearly
+    equal weights, keeps the rounding of what it was made of: that is measured by the largest value of all.
+    """
     assert ours.keys() == theirs.keys()
     scale = max(float(value.abs().max()) for value in theirs.values() if value.is_floating_point())
     for key, value in theirs.items():
         if value.is_floating_point():
-            error = float((ours[key] - value).abs().max())
-            assert error <= tolerance * max(scale, float(value.abs().max())), (key, error, scale)
+            error, size = float((ours[key] - value).abs().max()), float(value.abs().max())
+            assert error <= tolerance * size + 1e-6 * scale, (key, error, size, scale)
         else:
             assert torch.equal(ours[key], value), key
 
@@ -92,11 +106,14 @@ def test_two_processes_give_one_processs_gradients(name: str, two: Path) -> None
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_processes_end_with_one_processs_state(name: str, two: Path) -> None:
-    alone = train(name, 1, 0)["state"]
-    states = [torch.load(two / f"{name}-{rank}.pt", weights_only=True)["state"] for rank in range(2)]
-    torch.testing.assert_close(states[0], states[1], rtol=1e-6, atol=1e-7)
-    assert_near(states[0], alone, 1e-3)
+def test_two_processes_move_the_state_as_one_process_does(name: str, two: Path) -> None:
+    alone = train(name, 1, 0)["moved"]
+    both = [torch.load(two / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+    torch.testing.assert_close(both[0]["state"], both[1]["state"], rtol=1e-6, atol=1e-7)
+    assert_near(both[0]["moved"], alone, 1e-3)
+    teachers = [key for key in alone if key.startswith("teacher") and alone[key].is_floating_point()]
+    assert bool(teachers) == bool(method_of(name).pairs())
+    assert not teachers or max(float(alone[key].abs().max()) for key in teachers) > 1e-4
 
 
 def test_what_is_gathered_is_in_order_and_sends_its_gradients_back(two: Path) -> None:
@@ -124,3 +141,41 @@ def test_alone_nothing_is_gathered_or_synchronised() -> None:
 def test_a_batch_that_cannot_be_divided_is_named(batch_size: int, accumulate: int) -> None:
     with pytest.raises(UserError, match=f"batch_size={batch_size} must be a multiple of 1 processes"):
         distributed.share_of(batch_size, accumulate)
+
+
+@pytest.mark.slow
+def test_the_same_command_under_torchrun_trains_the_same_network(photos: Path, tmp_path: Path) -> None:
+    job = {
+        "data": {"name": "folder", "root": str(photos), "labels": "none"},
+        "model": {"name": "test_resnet", "image_size": 32, "stem": "standard"},
+        "method": {"name": "simclr", "output_dim": 16},
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.0, "weight_decay": 0.0},
+        "epochs": 2,
+        # With 8 images per batch, rounding grows a thousandfold in these steps: their statistics are shaky.
+        "batch_size": 20,
+        "precision": "fp32",
+        "memory_format": "contiguous",
+        "log_every": 1,
+        "monitor": {"max_images": 20},
+    }
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(job))
+    pretrain = ["-m", "ssl_retrieval", "pretrain", str(file)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    said = {}
+    for name, launcher in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *launcher, *pretrain, f"out={tmp_path / name}"]
+        done = subprocess.run(
+            command, env=ONE_THREAD, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said[name] = done.stderr
+    assert "2 processes" in said["two"]
+    # What is said, logged and watched comes from one process.
+    assert said["two"].count("training on 40 images") == 1
+    one, two = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("one", "two"))
+    assert_near(two, one, 1e-3)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    losses = [[json.loads(line)["loss"] for line in lines] for lines in logs]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert len((tmp_path / "two" / "monitor.jsonl").read_text().splitlines()) >= 2

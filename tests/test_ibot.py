@@ -29,7 +29,7 @@ def make(backbone: Any = None, **settings: Any) -> Method:
     if backbone is None:
         backbone = backbones.make("test_vit", image_size=SIZE, patch_size=PATCH, seed=1, dynamic_size=True)
     torch.manual_seed(0)
-    method = Method(fill_method(ibot, Config(**SMALL | settings), Facts()), backbone)
+    method = Method(fill_method(ibot, Config(**SMALL | settings), Facts(1_280_000)), backbone)
     method.set_mode("train")
     return method
 
@@ -311,6 +311,22 @@ def test_few_images_get_fewer_codes_and_ibots_learning_rate() -> None:
     learned = ibot.defaults(Facts(1_280_000, transformer=True, pretrained=True))
     assert (learned["optimizer.lr"][0], learned["optimizer.scale"][0]) == (3e-4, "none")
     assert "optimizer.weight_decay_end" not in learned
+
+
+@pytest.mark.parametrize(
+    ("facts", "start", "end", "momentum"),
+    [
+        (Facts(1_280_000), 0.04, 0.07, 0.992),
+        (Facts(160_000), 0.03, 0.045, 0.991),
+        (Facts(5_000), 0.02, 0.02, 0.99),
+        (Facts(5_000, num_steps=100), 0.02, 0.02, 0.92),
+    ],
+)
+def test_few_images_get_sharper_codes_and_few_steps_a_teacher_that_follows_soon(
+    facts: Facts, start: float, end: float, momentum: float
+) -> None:
+    cfg = fill_method(ibot, Config(), facts)
+    assert (cfg.teacher_temperature_start, cfg.teacher_temperature, cfg.momentum) == (start, end, momentum)
 
 
 @pytest.mark.parametrize("export", ["teacher", "student"])

@@ -15,6 +15,7 @@ from ssl_retrieval.defaults import Facts, fill_method
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.methods import lejepa
 from ssl_retrieval.methods.lejepa import Config, Method, draw_directions, sigreg
+from ssl_retrieval.optim import OptimizerConfig, peak_lr
 
 
 def naive_statistic(values: list[float]) -> float:
@@ -196,7 +197,7 @@ def test_the_loss_is_fp32_under_bf16() -> None:
         (1, 224, 0, 96),
         (4, 32, 0, 12),
         (16, 32, 0, 16),
-        (16, 224, 100, 96),
+        (16, 224, 112, 112),
     ],
 )
 def test_local_views_are_whole_patches(
@@ -207,6 +208,9 @@ def test_local_views_are_whole_patches(
     views = method.views(image_size)
     assert [view.size for view in views] == [image_size] * 2 + [expected] * 6
     assert [view.augment.crop_max for view in views] == [1.0] * 2 + [0.3] * 6
+    if patch > 1:
+        with pytest.raises(UserError, match=rf"method.local_size={patch + 1}: must be a multiple"):
+            make(local_crops=6, local_size=patch + 1).views(image_size)
 
 
 def test_the_projector_has_three_layers() -> None:
@@ -214,6 +218,15 @@ def test_the_projector_has_three_layers() -> None:
     kinds = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
     assert [type(layer) for layer in layers] == [*kinds, *kinds, nn.Linear]
     assert [m.out_features for m in layers if isinstance(m, nn.Linear)] == [32, 32, 16]
+
+
+def test_the_rate_shrinks_with_batches_below_256() -> None:
+    peaks = []
+    for batch_size in (64, 128, 256, 1024):
+        chosen = lejepa.defaults(Facts(1_281_167, batch_size, 224, transformer=True))
+        cfg = OptimizerConfig(lr=chosen["optimizer.lr"][0], scale=chosen["optimizer.scale"][0])
+        peaks.append(peak_lr(cfg, batch_size))
+    assert peaks == [1.25e-4, 2.5e-4, 5e-4, 5e-4]
 
 
 @pytest.mark.parametrize(

@@ -178,11 +178,15 @@ def test_the_head_is_the_papers() -> None:
 
 @pytest.mark.parametrize(
     ("num_images", "queue", "momentum"),
-    [(300, 256, 0.99), (10_000, 1024, 0.99), (50_000, 8192, 0.992), (1_280_000, 65536, 0.999)],
+    [(300, 256, 0.99), (10_000, 1024, 0.99), (50_000, 8192, 0.99198), (1_280_000, 65536, 0.999)],
 )
 def test_open_settings_follow_the_number_of_images(num_images: int, queue: int, momentum: float) -> None:
-    cfg = fill_method(moco_v2, moco_v2.Config(), Facts(num_images, batch_size=256))
+    cfg = fill_method(moco_v2, moco_v2.Config(), Facts(num_images, batch_size=256, num_steps=100_000))
     assert (cfg.queue_length, cfg.momentum, cfg.temperature) == (queue, momentum, 0.2)
+
+
+def test_few_steps_get_a_key_network_that_follows_soon() -> None:
+    assert fill_method(moco_v2, moco_v2.Config(), Facts(1_280_000, num_steps=400)).momentum == 0.98
 
 
 def test_the_optimizer_is_the_authors_for_photos() -> None:

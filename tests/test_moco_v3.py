@@ -144,17 +144,18 @@ def test_the_momentum_rises_to_one_as_in_the_authors_code(progress: float) -> No
 
 def test_the_heads_are_the_authors() -> None:
     method = make()
-    for head, dims in (
-        (method.projector, [(96, 48), (48, 16)]),
-        (method.predictor, [(16, 48), (48, 16)]),
-        (make_vit().projector, [(64, 48), (48, 48), (48, 16)]),
+    for head, dims, ends_normalised in (
+        (method.projector, [(96, 48), (48, 16)], True),
+        (method.predictor, [(16, 48), (48, 16)], False),
+        (make_vit().projector, [(64, 48), (48, 48), (48, 16)], True),
+        (make_vit().predictor, [(16, 48), (48, 16)], True),
     ):
         linear = [layer for layer in head.layers if isinstance(layer, nn.Linear)]
         assert [(layer.in_features, layer.out_features) for layer in linear] == dims
         assert all(layer.bias is None for layer in linear)
         norms = [layer for layer in head.layers if isinstance(layer, nn.BatchNorm1d)]
-        assert [norm.affine for norm in norms] == [True] * (len(dims) - 1) + [False]
-        assert head.layers[-1] is norms[-1], "batch normalisation, and no ReLU, is at the end"
+        assert [norm.affine for norm in norms] == [True] * (len(dims) - 1) + [False] * ends_normalised
+        assert head.layers[-1] is (norms if ends_normalised else linear)[-1], "no ReLU is at the end"
 
 
 def test_a_vits_patch_embedding_stays_as_it_was_drawn() -> None:
@@ -202,6 +203,10 @@ def test_the_log_tells_how_often_the_own_key_is_found() -> None:
         (Facts(1_280_000, 4096, 224, num_steps=31_250), (1.0, 2, 0.99)),
         (Facts(1_280_000, 4096, 224, num_steps=312_500), (1.0, 2, 0.996)),
         (Facts(1_280_000, 4096, 224, transformer=True, num_steps=93_750), (0.2, 3, 0.99)),
+        (Facts(1_280_000, 1024, 224, num_steps=125_000), (1.0, 2, 0.99)),
+        (Facts(1_280_000, 512, 224, num_steps=250_000), (0.2, 2, 0.996)),
+        (Facts(50_000, 4096, 32, num_steps=10_000), (0.2, 2, 0.99)),
+        (Facts(2_000, 256, 224, num_steps=400), (0.2, 2, 0.98)),
     ],
 )
 def test_open_settings_are_the_authors(facts: Facts, expected: tuple[float, int, float]) -> None:

@@ -130,7 +130,8 @@ def test_the_projector_is_as_wide_as_the_data_are_many(images: int, width: int) 
 @pytest.mark.parametrize(
     ("facts", "name", "lr", "scale", "decay"),
     [
-        (Facts(1_281_167, 512, 224), "lars", 0.3, "linear", 1e-6),
+        (Facts(1_280_000, 512, 224, num_steps=250_000), "lars", 0.3, "linear", 1e-6),
+        (Facts(1_280_000, 512, 224, num_steps=2_500_000), "lars", 0.2, "linear", 1e-6),
         (Facts(50_000, 256, 32), "lars", 0.3, "linear", 1e-4),
         (Facts(50_000, 256, 224, pretrained=True), "adamw", 3e-4, "none", 1e-4),
     ],

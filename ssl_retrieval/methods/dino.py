@@ -50,7 +50,7 @@ class Config:
         teacher_temperature_warmup: Share of the training over which it rises, in a straight line.
         center_momentum: Share of the centre that a step keeps.
         momentum: Share of itself that the teacher keeps in a step, at the start; rises to 1 along a
-            cosine. None = 0.99 to 0.996 by the number of images.
+            cosine. None = 0.99 to 0.996 by the number of images, lower for few steps.
         local_crops: Small views per image, for the student alone; None = 0 below 64 px, else 6 or 8.
         local_size: Their side in pixels; 0 = 3/7 of ``model.image_size``, in whole patches.
         augment: How the first large view is made. ``crop_min``: None = 0.4 for ViTs with local crops,
@@ -90,7 +90,7 @@ def defaults(facts: Facts) -> Choices:
         "method.output_dim": (facts.step_limit(65536, by_images), f"{facts.num_images:,} images"),
         "method.teacher_temperature": (round(facts.between(0.02, 0.07), 4), scaled),
         "method.teacher_temperature_start": (round(facts.between(0.02, 0.04), 4), scaled),
-        "method.momentum": (round(facts.between(0.99, 0.996), 5), scaled),
+        "method.momentum": (facts.momentum(facts.between(0.99, 0.996)), f"{scaled}, lower for few steps"),
         "method.freeze_last_layer": (freeze, "1250 steps, at most a twentieth of the training"),
         "method.head_batchnorm": (False, "as the paper, for ViTs")
         if facts.transformer

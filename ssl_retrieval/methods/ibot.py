@@ -47,12 +47,14 @@ class Config:
         shared_head: One head for images and patches, as iBOT; by default each has its own, as DINOv2.
         freeze_last_layer: Share of the training during which the heads' last layers keep their weights.
         student_temperature: Temperature of the student's softmax.
-        teacher_temperature: Of the teacher's, after its warm-up.
-        teacher_temperature_start: Where the warm-up begins, at most ``teacher_temperature``.
+        teacher_temperature: Of the teacher's, after its warm-up; None = 0.02 to iBOT's 0.07 by the number
+            of images.
+        teacher_temperature_start: Where the warm-up begins, at most ``teacher_temperature``; None = 0.02
+            to iBOT's 0.04 by the number of images.
         teacher_temperature_warmup: Share of the training over which it rises, in a straight line.
         center_momentum: Share of the centres that a step keeps.
         momentum: Share of itself that the teacher keeps in a step, at the start; rises to 1 along a
-            cosine.
+            cosine. None = 0.99 to DINOv2's 0.992 by the number of images, lower for few steps.
         patch_weight: Weight of the patch term.
         koleo_weight: Weight of the KoLeo term of each large crop; 0 = without.
         mask_probability: Share of the large crops in which patches are masked.
@@ -74,11 +76,11 @@ class Config:
     shared_head: bool = False
     freeze_last_layer: float | None = None
     student_temperature: float = 0.1
-    teacher_temperature: float = 0.07
-    teacher_temperature_start: float = 0.04
+    teacher_temperature: float | None = None
+    teacher_temperature_start: float | None = None
     teacher_temperature_warmup: float = 0.3
     center_momentum: float = 0.9
-    momentum: float = 0.992
+    momentum: float | None = None
     patch_weight: float = 1.0
     koleo_weight: float = 0.1
     mask_probability: float = 0.5
@@ -95,9 +97,13 @@ class Config:
 def defaults(facts: Facts) -> Choices:
     """Choose what the papers fix for ImageNet and larger sets, and what smaller ones need instead."""
     by_images = {20_000: 1024, 50_000: 2048, 100_000: 4096}
+    scaled = f"between small sets and ImageNet, for {facts.num_images:,} images"
     freeze = min(0.05, 1250 / facts.num_steps)
     chosen: Choices = {
         "method.output_dim": (facts.step_limit(8192, by_images), f"{facts.num_images:,} images"),
+        "method.teacher_temperature": (round(facts.between(0.02, 0.07), 4), scaled),
+        "method.teacher_temperature_start": (round(facts.between(0.02, 0.04), 4), scaled),
+        "method.momentum": (facts.momentum(facts.between(0.99, 0.992)), f"{scaled}, lower for few steps"),
         "method.freeze_last_layer": (freeze, "1250 steps, at most a twentieth of the training"),
     }
     return chosen | multi_crop.choices(facts, 8) | _optimizer(facts)
@@ -210,8 +216,8 @@ class Method(BaseMethod):
 
     def teacher_temperature(self, progress: float) -> float:
         """Give the temperature of the teacher's softmax."""
-        end = self.cfg.teacher_temperature
-        start = min(end, self.cfg.teacher_temperature_start)
+        end = given(self.cfg.teacher_temperature)
+        start = min(end, given(self.cfg.teacher_temperature_start))
         return linear(progress, start, end, self.cfg.teacher_temperature_warmup)
 
     def step(self, views: list[Tensor], progress: float) -> StepOutput:
@@ -258,7 +264,7 @@ class Method(BaseMethod):
 
     def momentum(self, progress: float) -> float:
         """Give the teacher's momentum: a cosine up to 1."""
-        return cosine(progress, self.cfg.momentum, 1.0)
+        return cosine(progress, given(self.cfg.momentum), 1.0)
 
     def before_update(self, progress: float) -> None:
         """Keep the last layers as they are for the first share of the training."""
@@ -332,11 +338,11 @@ def _check(cfg: Config) -> None:
             f"bottleneck_dim={cfg.bottleneck_dim}: at least 2, 1 and 1"
         )
     for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
-        if getattr(cfg, name) <= 0:
+        if given(getattr(cfg, name)) <= 0:
             raise UserError(f"method.{name}={getattr(cfg, name)}: must be positive")
     shares = ("freeze_last_layer", "teacher_temperature_warmup", "center_momentum", "momentum")
     for name in (*shares, "mask_probability"):
-        if not 0 <= getattr(cfg, name) <= 1:
+        if not 0 <= given(getattr(cfg, name)) <= 1:
             raise UserError(f"method.{name}={getattr(cfg, name)}: a share in [0, 1] is needed")
     if not 0 < cfg.mask_ratio_min <= cfg.mask_ratio_max < 1:
         raise UserError(

@@ -15,7 +15,7 @@ from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from ssl_retrieval import backbones, distributed
+from ssl_retrieval import backbones, distributed, multi_crop
 from ssl_retrieval.augment import Augment, View
 from ssl_retrieval.counter_random import uniform
 from ssl_retrieval.defaults import SMALL, Facts, gentle, given
@@ -49,8 +49,7 @@ class Config:
         output_dim: Its outputs; None = by the number of images.
         global_crops: Views at full size. Their mean is what all views of an image are drawn to.
         local_crops: Further, smaller views; the paper takes 6 for photos.
-        local_size: Their side in pixels, rounded to whole patches of a ViT; 0 = 3/7 of the full size (96
-            of 224).
+        local_size: Their side in pixels; 0 = 3/7 of ``model.image_size`` (96 of 224), in whole patches.
         augment: How global views are made; with local views, the paper's crop_min is 0.3.
         local_augment: How local views are.
     """
@@ -81,7 +80,9 @@ def defaults(facts: Facts) -> Choices:
     return chosen | {
         "optimizer.name": ("adamw", "the paper's"),
         "optimizer.lr": (2e-3, example) if few else (5e-4, "the paper's starting point"),
-        "optimizer.scale": ("none", "the paper's"),
+        "optimizer.scale": ("linear", "below 256 images less than the paper's: gradients are noisier")
+        if facts.batch_size < 256
+        else ("none", "the paper's"),
         "optimizer.weight_decay": (0.05, "the paper's for ViTs")
         if facts.transformer
         else (5e-4, "the paper's for CNNs"),
@@ -120,11 +121,15 @@ class Method(BaseMethod):
 
     def views(self, image_size: int) -> list[View]:
         """Ask for the global views, then the local ones."""
-        cfg, patch = self.cfg, backbones.patch_size(self.encoder)
-        local_size = max(1, round((cfg.local_size or image_size * 3 / 7) / patch)) * patch
-        return [View(cfg.augment, image_size)] * cfg.global_crops + [
-            View(cfg.local_augment, local_size)
-        ] * cfg.local_crops
+        cfg = self.cfg
+        return multi_crop.make_views(
+            [cfg.augment] * cfg.global_crops,
+            cfg.local_augment,
+            image_size=image_size,
+            local_crops=cfg.local_crops,
+            local_size=cfg.local_size,
+            patch_size=backbones.patch_size(self.encoder),
+        )
 
     def step(self, views: list[Tensor], progress: float) -> StepOutput:
         """Compute agreement and regularizer, and count the step for the next one's random directions.
@@ -213,7 +218,5 @@ def _check(cfg: Config) -> None:
     for name in ("num_slices", "hidden_dim", "output_dim", "global_crops"):
         if getattr(cfg, name) < 1:
             raise UserError(f"method.{name}={getattr(cfg, name)}: must be at least 1")
-    if cfg.local_crops < 0 or cfg.local_size < 0:
-        raise UserError("method.local_crops and method.local_size must not be negative")
     if cfg.global_crops + cfg.local_crops < 2:
         raise UserError("method.global_crops and method.local_crops: at least two views must agree")

@@ -36,7 +36,7 @@ class Config:
         queue_length: Keys that are kept; None = by the number of images, up to the paper's 65536. A queue
             longer than the data holds old keys of the very image that is looked for.
         momentum: Share of its own weights that the key network keeps; None = by the number of images, up to
-            the paper's 0.999.
+            the paper's 0.999, lower for few steps.
         symmetric: Let each view be the query once, as the authors' notebook for CIFAR-10 can; twice the work
             per step.
         hidden_dim: Width of the projection head; 0 = the feature's.
@@ -65,8 +65,8 @@ def defaults(facts: Facts) -> Choices:
             f"at most a sixth of {facts.num_images} images, but a batch",
         ),
         "method.momentum": (
-            round(facts.between(0.99, 0.999), 4),
-            f"{facts.num_images} images: few steps need keys that follow soon",
+            facts.momentum(facts.between(0.99, 0.999)),
+            f"{facts.num_images} images, lower for few steps: keys must follow soon",
         ),
     }
     if facts.pretrained:

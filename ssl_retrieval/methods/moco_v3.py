@@ -1,9 +1,10 @@
 """MoCo v3: find an image's other view among the keys of the batch; no queue, but a predictor, for ViTs too.
 
 Chen, Xie, He: An Empirical Study of Training Self-Supervised Vision Transformers, ICCV 2021 (arXiv
-2104.02057). As in the authors' code, each view goes through by itself, the last batch normalisation of
-projector and predictor has no scale and shift, and a ViT's patch embedding stays as it was drawn. Their
-fixed sine-cosine position embedding is not taken over: timm's networks learn theirs.
+2104.02057). As in the authors' code, each view goes through by itself; the projector ends in batch
+normalisation without scale and shift, the predictor too for a ViT, and in a plain layer for a CNN; a ViT's
+patch embedding stays as it was drawn. Their fixed sine-cosine position embedding is not taken over: timm's
+networks learn theirs.
 """
 
 from dataclasses import dataclass, field
@@ -29,10 +30,10 @@ class Config:
     """The objective's settings.
 
     Attributes:
-        temperature: Of the softmax over similarities; None = by the network: the paper takes 1.0 for CNNs
-            and 0.2 for ViTs.
+        temperature: Of the softmax over similarities; None = 0.2, but 1.0 for CNNs with photos and batches
+            of 1024 and more, as in the paper.
         momentum: Share of its own weights that the key network keeps at the start; a cosine takes it to 1.
-            None = 0.99, or 0.996 for long trainings, as in the paper.
+            None = 0.99, or 0.996 for long trainings, as in the paper; lower for few steps.
         num_layers: Layers of the projector; None = by the network: 2 for CNNs, 3 for ViTs.
         hidden_dim: Width of projector and predictor.
         output_dim: Dimension in which similarities are taken.
@@ -58,15 +59,28 @@ class Config:
 def defaults(facts: Facts) -> Choices:
     """Choose temperature, momentum, the projector's depth and the optimizer by what is trained."""
     kind = "a ViT" if facts.transformer else "a CNN"
-    long = facts.num_steps >= LONG
+    usual = 0.996 if facts.num_steps >= LONG else 0.99
     chosen: Choices = {
-        "method.temperature": (0.2 if facts.transformer else 1.0, f"the paper's for {kind}"),
+        "method.temperature": _temperature(facts),
         "method.num_layers": (3 if facts.transformer else 2, f"the authors' code for {kind}"),
-        "method.momentum": (0.996 if long else 0.99, f"the authors' for about {facts.num_steps} steps"),
+        "method.momentum": (
+            facts.momentum(usual),
+            f"the authors' for about {facts.num_steps} steps, lower for few",
+        ),
     }
     if facts.transformer and not facts.pretrained:
         chosen["optimizer.warmup"] = (0.13, "the paper's for ViTs: 40 of 300 epochs")
     return chosen | _recipe(facts)
+
+
+def _temperature(facts: Facts) -> tuple[float, str]:
+    if facts.transformer:
+        return 0.2, "the paper's for a ViT"
+    if facts.image_size <= 64:
+        return 0.2, "solo-learn's on CIFAR"
+    if facts.batch_size < 1024:
+        return 0.2, f"the paper's 1.0 for a CNN is for batches of 4096, not {facts.batch_size}"
+    return 1.0, "the paper's for a CNN"
 
 
 def _recipe(facts: Facts) -> Choices:
@@ -114,7 +128,8 @@ class Method(BaseMethod):
             embedding.requires_grad_(False)
         dim = backbones.feature_dim(backbone)
         self.projector = _head(dim, cfg.hidden_dim, cfg.output_dim, given(cfg.num_layers))
-        self.predictor = _head(cfg.output_dim, cfg.hidden_dim, cfg.output_dim, 2)
+        transformer = backbones.patch_size(backbone) > 1
+        self.predictor = _head(cfg.output_dim, cfg.hidden_dim, cfg.output_dim, 2, last_norm=transformer)
         self.teacher = ema.copy_of(self.encoder)
         self.teacher_projector = ema.copy_of(self.projector)
 
@@ -168,8 +183,17 @@ def in_batch(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return queries @ everyone.T, own
 
 
-def _head(inputs: int, hidden: int, outputs: int, layers: int) -> ProjectionHead:
-    """Build an MLP with batch normalisation after every layer, the last one without scale and shift."""
+def _head(inputs: int, hidden: int, outputs: int, layers: int, last_norm: bool = True) -> ProjectionHead:
+    """Build an MLP without biases, normalised after every layer, after the last without scale and shift.
+
+    Args:
+        inputs: Dimension of what it is given.
+        hidden: Width of all layers but the last.
+        outputs: Width of the last.
+        layers: How many layers.
+        last_norm: Whether the last one is normalised too.
+    """
     dims = [inputs, *[hidden] * (layers - 1)]
     blocks = [(dim, hidden, nn.BatchNorm1d(hidden), nn.ReLU()) for dim in dims[:-1]]
-    return ProjectionHead([*blocks, (hidden, outputs, nn.BatchNorm1d(outputs, affine=False), None)])
+    norm = nn.BatchNorm1d(outputs, affine=False) if last_norm else None
+    return ProjectionHead([*blocks, (hidden, outputs, norm, None, False)])

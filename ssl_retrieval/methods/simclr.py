@@ -2,7 +2,8 @@
 
 Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual
 Representations, ICML 2020 (arXiv 2002.05709). As in the authors' code, both views go through the
-network in one batch, and batch normalisation stands in for the biases of the projection head.
+network in one batch, and all layers of the projection head are normalised and have no bias; the last
+normalisation has a scale but no shift.
 """
 
 from dataclasses import dataclass, field
@@ -55,8 +56,11 @@ def defaults(facts: Facts) -> Choices:
         return chosen | {"optimizer.name": ("adamw", "for a ViT")}
     if small:
         return chosen | cifar()
-    why = "the authors' code up to batches of 2048 and 200 epochs"
-    return chosen | optimizer(why, "lars", 0.075, "sqrt", 1e-4)
+    if facts.batch_size <= 2048 and facts.epochs <= 200:
+        why = "the authors' code up to batches of 2048 and 200 epochs"
+        return chosen | optimizer(why, "lars", 0.075, "sqrt", 1e-4)
+    why = f"the authors' code for batches of {facts.batch_size} and about {facts.epochs:.0f} epochs"
+    return chosen | optimizer(why, "lars", 0.3, "linear", 1e-4)
 
 
 class Method(BaseMethod):
@@ -82,6 +86,8 @@ class Method(BaseMethod):
         self.encoder = backbone
         dim = backbones.feature_dim(backbone)
         self.head = SimCLRProjectionHead(dim, cfg.hidden_dim or dim, cfg.output_dim, cfg.num_layers)
+        # The authors' has no shift: one for all images would only make them more alike.
+        self.head.layers[-1].bias.requires_grad_(False)
         self.criterion = NTXentLoss(temperature)
 
     def views(self, image_size: int) -> list[View]:

@@ -56,7 +56,9 @@ def defaults(facts: Facts) -> Choices:
     small = facts.image_size <= 64
     return chosen | {
         "optimizer.name": ("lars", "the paper's; in lightly's benchmark training diverges without it"),
-        "optimizer.lr": (0.3, "the authors' for 100 epochs (0.2 for 1000)"),
+        "optimizer.lr": (0.3, "the authors' for 100 epochs")
+        if facts.epochs <= 200
+        else (0.2, "the authors' for 1000 epochs"),
         "optimizer.scale": ("linear", "the paper's"),
         "optimizer.weight_decay": (1e-4, "lightly's benchmark with a ResNet-18")
         if small

@@ -1,0 +1,110 @@
+"""Every yaml of ``configs/pretrain``: it loads, its open settings are filled, and its method is built."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_retrieval import backbones, config, defaults, optim, plugins
+from ssl_retrieval.augment import Noise, View
+from ssl_retrieval.defaults import Facts
+from ssl_retrieval.methods.base import BaseMethod
+from ssl_retrieval.train import PretrainConfig
+
+FOLDER = Path(__file__).parent.parent / "configs" / "pretrain"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+PHOTOS = [
+    file
+    for file in FILES
+    if {"  name: folder", "  weights: random"} <= set(file.read_text("utf-8").splitlines())
+]
+"""Those for any number of photos, from random weights."""
+
+each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+def load(file: Path) -> PretrainConfig:
+    return config.load(PretrainConfig, file, ["data.root=photos", "out=runs/one"])
+
+
+def is_vit(cfg: PretrainConfig) -> bool:
+    return cfg.model.name.startswith("vit_")
+
+
+def settled(file: Path, num_images: int) -> PretrainConfig:
+    """Fill what is open as the training loop does."""
+    cfg = load(file)
+    module = plugins.find("method", cfg.method.name)
+    facts = Facts(
+        num_images, cfg.batch_size, cfg.model.image_size, cfg.model.weights != "random", is_vit(cfg)
+    )
+    cfg, _ = defaults.fill(cfg, defaults.common(facts))
+    assert cfg.epochs is not None
+    facts = dataclasses.replace(facts, num_steps=cfg.epochs * (num_images // cfg.batch_size))
+    recipe = module.defaults(facts)
+    return defaults.fill(cfg, recipe | optim.choices(cfg.optimizer, recipe, facts))[0]
+
+
+def built(cfg: PretrainConfig) -> BaseMethod:
+    """Build the method around a tiny network with views and patches of the config's size."""
+    module = plugins.find("method", cfg.method.name)
+    backbone = backbones.make(
+        "test_vit" if is_vit(cfg) else "test_resnet",
+        image_size=cfg.model.image_size,
+        patch_size=(cfg.model.patch_size or 16) if is_vit(cfg) else None,
+        drop_path=cfg.model.drop_path,
+        dynamic_size=getattr(module.Method, "multi_crop", False),
+    )
+    # Heads have up to 134 million weights, of which sizes are all that is asked for.
+    with torch.device("meta"):
+        method: BaseMethod = module.Method(cfg.method, backbone)
+    return method
+
+
+def open_settings(section: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(section) if getattr(section, field.name) is None}
+
+
+def test_every_method_has_a_yaml_for_photos_and_one_for_cifar10() -> None:
+    found = {(load(file).method.name, load(file).data.name) for file in FILES}
+    wanted = {(name, data) for name in plugins.known("method") for data in ("folder", "cifar10")}
+    assert wanted <= found
+
+
+@each_file
+def test_a_config_names_its_paper_and_the_command(file: Path) -> None:
+    first, second = file.read_text("utf-8").splitlines()[:2]
+    assert re.search(r"arXiv \d{4}\.\d{5}", first)
+    assert second.startswith(f"# ssl-retrieval pretrain configs/pretrain/{file.name} data.root=")
+    assert re.search(r" out=runs/\S+$", second)
+
+
+@pytest.mark.parametrize("file", PHOTOS, ids=lambda file: file.stem)
+def test_a_config_for_any_number_of_photos_follows_it(file: Path) -> None:
+    assert "# From learned weights add model.weights=pretrained" in file.read_text("utf-8")
+    few, many = settled(file, 2_000), settled(file, 1_280_000)
+    assert (few.epochs, many.epochs) == (400, 100)
+
+
+@pytest.mark.parametrize("num_images", [2_000, 1_280_000])
+@each_file
+def test_a_config_builds_its_method_views_and_optimizer(file: Path, num_images: int) -> None:
+    cfg = settled(file, num_images)
+    assert open_settings(cfg.method) == set()
+    assert open_settings(cfg.optimizer) <= {"weight_decay_end"}
+    method = built(cfg)
+    views = method.views(cfg.model.image_size)
+    images = [view for view in views if isinstance(view, View)]
+    assert images[0].size == cfg.model.image_size
+    assert len(images) + sum(isinstance(view, Noise) for view in views) == len(views)
+    multiple = backbones.patch_size(method.encoder)
+    assert all(view.size % multiple == 0 and view.size <= cfg.model.image_size for view in images)
+    for view in images:
+        view.augment.check()
+    optimizer = optim.make(cfg.optimizer, method, cfg.batch_size)
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
