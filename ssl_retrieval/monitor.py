@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as tvf
 from ssl_retrieval import backbones, collapse, metrics, plugins
 from ssl_retrieval.augment import Augment, View, make_views
 from ssl_retrieval.console import say
-from ssl_retrieval.data.tasks import require_positives
+from ssl_retrieval.data.tasks import answerable, require_positives, subsample
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import Packed, pack, report_skipped
 from ssl_retrieval.network_input import InputSpec
@@ -308,48 +308,6 @@ class Monitor:
         return {name: float(values.mean()) for name, values in zip(probe.names, found, strict=True)}
 
 
-def subsample(task: Task, limit: int, seed: int) -> Task:
-    """Draw a task small enough to be scored often, in which every query has something to find.
-
-    Up to half of the gallery is made of one relevant item for each query that still lacks one; the rest is
-    drawn from all others alike. With few classes that is nearly a plain draw; with single instances it
-    keeps the queries answerable.
-
-    Args:
-        task: At least one query has a positive.
-        limit: At most so many queries, and so many gallery images; at least 2.
-        seed: Of the draw.
-    """
-    draw = np.random.default_rng(seed % 2**32)
-    answerable = np.array([i for i, relevant in enumerate(task.relevant) if len(relevant)], np.int64)
-    queries = draw.permutation(answerable)[:limit]
-    chosen = np.zeros(len(task.gallery), dtype=bool)
-    num_relevant = 0
-    for query in queries.tolist():
-        relevant = task.relevant[query]
-        if num_relevant < limit // 2 and not chosen[relevant].any():
-            chosen[draw.choice(relevant)] = True
-            num_relevant += 1
-    chosen[draw.permutation(np.flatnonzero(~chosen))[: limit - num_relevant]] = True
-    return _answerable(
-        task.restrict(
-            {task.queries.paths[i] for i in queries.tolist()},
-            {task.gallery.paths[i] for i in np.flatnonzero(chosen).tolist()},
-        )
-    )
-
-
-def _answerable(task: Task) -> Task:
-    """Drop the queries that have nothing to find.
-
-    Raises:
-        UserError: None has.
-    """
-    require_positives(task)
-    pairs = zip(task.queries.paths, task.relevant, strict=True)
-    return task.restrict({path for path, relevant in pairs if len(relevant)}, set(task.gallery.paths))
-
-
 def _labelled_search(validation: Any, limit: int, size: int, seed: int, out: Path) -> _Probe:
     try:
         whole: Task = plugins.find("dataset", validation.name).load(validation)
@@ -357,7 +315,7 @@ def _labelled_search(validation: Any, limit: int, size: int, seed: int, out: Pat
         task = subsample(whole, limit, seed)
         queries = _packed(task.queries, size, out / "validation_queries.npy", validation.on_error)
         gallery = _packed(task.gallery, size, out / "validation_gallery.npy", validation.on_error)
-        task = _answerable(task.restrict(set(queries.paths), set(gallery.paths)))
+        task = answerable(task.restrict(set(queries.paths), set(gallery.paths)))
     except UserError as error:
         raise UserError(f"validation task: {_of_section(str(error), validation)}") from error
     say(

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_retrieval import (
-    backbones,
     checkpoint,
     config,
-    defaults,
     devices,
     distributed,
     memory,
@@ -28,94 +24,23 @@ from ssl_retrieval import (
 )
 from ssl_retrieval.atomic import atomic_path, require_writable
 from ssl_retrieval.augment import make_views
-from ssl_retrieval.config import plugin
 from ssl_retrieval.console import say
-from ssl_retrieval.defaults import Facts, given
+from ssl_retrieval.defaults import given
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import Packed, pack, report_skipped
 from ssl_retrieval.methods.base import BaseMethod
-from ssl_retrieval.monitor import Monitor, MonitorConfig
-from ssl_retrieval.multi_crop import SMALLEST_IMAGE
+from ssl_retrieval.monitor import Monitor
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.run_log import RunLog
 from ssl_retrieval.run_state import RunState
 from ssl_retrieval.sampler import Sampler
+from ssl_retrieval.train_config import ModelConfig as ModelConfig
+from ssl_retrieval.train_config import PretrainConfig as PretrainConfig
+from ssl_retrieval.train_config import check
+from ssl_retrieval.train_setup import build_backbone, settle
 
 TRIAL_IMAGES = 64
 """Images per step while precision and layout are chosen: enough to tell, and soon done."""
-
-
-@dataclass
-class ModelConfig:
-    """The network that is trained.
-
-    Attributes:
-        name: timm name.
-        weights: Where training starts: ``random``, ``pretrained``, ``offline``, or a file: a weights file,
-            or a checkpoint or run of ours.
-        image_size: Side of the views in pixels.
-        stem: ``auto``, ``small`` or ``standard``.
-        patch_size: Side of a ViT's patches in pixels; None = its own, or a smaller one for small images.
-        drop_path: Stochastic depth of the student.
-        freeze: Stages (after the stem) that keep their weights.
-        batchnorm: ``train``, or ``eval`` to keep all running statistics.
-    """
-
-    name: str = "???"
-    weights: str = "random"
-    image_size: int = 224
-    stem: str = "auto"
-    patch_size: int | None = None
-    drop_path: float = 0.0
-    freeze: int = 0
-    batchnorm: str = "train"
-
-
-@dataclass
-class PretrainConfig:
-    """The keys of ``ssl-retrieval pretrain``.
-
-    Attributes:
-        out: Folder of the run; the same folder again resumes it.
-        seed: Weights, order of images and augmentations follow from it.
-        device: ``auto``, ``cpu``, ``cuda``, ….
-        data: Dataset section; its training images are used, without labels.
-        model: The network.
-        method: The objective.
-        optimizer: How weights are updated; what is left open follows the method's recipe.
-        epochs: Passes over the images; None = by their number.
-        batch_size: Images per step, over all processes.
-        accumulate: Parts into which a batch is cut, one after the other, when it does not fit in memory.
-            Objectives that compare images of a batch see one part at a time.
-        sync_batchnorm: In several processes, let batch normalisation see the whole batch.
-        pack_size: Side in pixels at which images are kept for training; None = ``model.image_size``.
-        precision: ``auto`` (timed at the start), ``fp32``, ``bf16``, or ``fp16`` with scaled loss.
-        memory_format: ``auto``, ``contiguous`` or ``channels_last``.
-        monitor: How retrieval is watched while training.
-        validation: Dataset section of a held-out task for the monitor; without it, training images must
-            find themselves.
-        save_every_s: Seconds between checkpoints.
-        log_every: Steps between lines of ``metrics.jsonl``.
-    """
-
-    out: str = "???"
-    seed: int = 0
-    device: str = "auto"
-    data: Any = plugin("dataset")
-    model: ModelConfig = field(default_factory=ModelConfig)
-    method: Any = plugin("method")
-    optimizer: optim.OptimizerConfig = field(default_factory=optim.OptimizerConfig)
-    epochs: int | None = None
-    batch_size: int = 256
-    accumulate: int = 1
-    sync_batchnorm: bool = True
-    pack_size: int | None = None
-    precision: str = "auto"
-    memory_format: str = "auto"
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    validation: Any = plugin("dataset")
-    save_every_s: float = 60.0
-    log_every: int = 10
 
 
 def pretrain(cfg: PretrainConfig) -> Path:
@@ -132,7 +57,7 @@ def pretrain(cfg: PretrainConfig) -> Path:
     Raises:
         UserError: A mistake in the config, in the data, or a loss that is not finite.
     """
-    _check(cfg)
+    check(cfg)
     out = Path(cfg.out).expanduser()
     require_writable(out)
     device = distributed.start(devices.pick(cfg.device))
@@ -182,8 +107,8 @@ class _Run:
         self.out, self.device, self.packed, self.share = out, device, packed, share
         self.first = distributed.rank() == 0
         module = plugins.find("method", cfg.method.name)
-        backbone, self.card = _backbone(cfg, _shows_several_sizes(cfg, module))
-        self.cfg = cfg = _settle(cfg, module, len(packed.paths), backbone, out)
+        backbone, self.card = build_backbone(cfg, module)
+        self.cfg = cfg = settle(cfg, module, len(packed.paths), backbone, out)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             method: BaseMethod = module.Method(cfg.method, backbone)
@@ -426,101 +351,3 @@ class _Run:
             "not_finite.json): start in another out with a lower optimizer.lr, optimizer.clip or "
             f"precision=fp32; {good}"
         )
-
-
-def _shows_several_sizes(cfg: PretrainConfig, module: Any) -> bool:
-    """Tell whether the network must take small crops beside large ones."""
-    if not getattr(module.Method, "multi_crop", False):
-        return False
-    local_crops = cfg.method.local_crops
-    return local_crops > 0 if local_crops is not None else cfg.model.image_size >= SMALLEST_IMAGE
-
-
-def _backbone(cfg: PretrainConfig, dynamic_size: bool) -> tuple[nn.Module, checkpoint.Card]:
-    """Build the network, say how, and begin the card that goes with its weights."""
-    model = cfg.model
-    stem, why_stem = backbones.choose_stem(model.stem, model.image_size, model.name, model.weights)
-    patch, why_patch = backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)
-    backbone = backbones.make(
-        model.name,
-        model.weights,
-        image_size=model.image_size,
-        stem=stem,
-        seed=cfg.seed,
-        drop_path=model.drop_path,
-        patch_size=patch,
-        dynamic_size=dynamic_size,
-    )
-    how = f"{stem} stem: {why_stem}" if patch is None else f"patches of {patch} px: {why_patch}"
-    say(f"{model.name}, {model.weights} weights; {how}")
-    backbones.freeze(backbone, model.freeze)
-    normal: Any = backbone.pretrained_cfg
-    spec = InputSpec(model.image_size, tuple(normal["mean"]), tuple(normal["std"]))
-    return backbone, checkpoint.Card(
-        backbone=model.name,
-        stem=stem,
-        patch_size=patch,
-        dynamic_size=dynamic_size,
-        input=spec.to_dict(),
-        method=cfg.method.name,
-        start=model.weights,
-        seed=cfg.seed,
-    )
-
-
-def _settle(
-    cfg: PretrainConfig, module: Any, num_images: int, backbone: nn.Module, out: Path
-) -> PretrainConfig:
-    """Fill what the config leaves open: as stored with the run, or by the data, announced and stored."""
-    stored = run_folder.stored_choices(out)
-    if stored is not None:
-        return defaults.fill(cfg, stored)[0]
-    facts = Facts(
-        num_images=num_images,
-        batch_size=cfg.batch_size,
-        image_size=cfg.model.image_size,
-        pretrained=cfg.model.weights != "random",
-        transformer=backbones.patch_size(backbone) > 1,
-    )
-    common = defaults.common(facts)
-    if facts.pretrained and (cfg.optimizer.name == "lars" or (cfg.epochs or 0) > 3 * common["epochs"][0]):
-        say(
-            "  optimizer and epochs of this config look meant for random weights: set them to null for "
-            f"learned ones (epochs: {common['epochs'][0]}), or much of what was learned is lost"
-        )
-    cfg, used = defaults.fill(cfg, common)
-    steps = given(cfg.epochs) * (num_images // cfg.batch_size)
-    recipe = module.defaults(dataclasses.replace(facts, num_steps=max(1, steps)))
-    cfg, more = defaults.fill(cfg, recipe | optim.choices(cfg.optimizer, recipe, facts))
-    used |= more
-    for key, (value, reason) in used.items():
-        if reason:
-            say(f"  {key}={value} ({reason})")
-    distributed.barrier()
-    if distributed.rank() == 0:
-        run_folder.store_choices(out, used)
-    return cfg
-
-
-def _check(cfg: PretrainConfig) -> None:
-    config.require_sections(cfg, "data", "method")
-    for name in ("epochs", "batch_size", "log_every", "accumulate"):
-        value = getattr(cfg, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value}: must be at least 1")
-    if cfg.batch_size < 2:
-        raise UserError("batch_size=1: contrastive training and batch normalisation need at least 2")
-    if cfg.model.image_size < 8:
-        raise UserError(f"model.image_size={cfg.model.image_size}: must be at least 8")
-    if cfg.pack_size is not None and cfg.pack_size < 8:
-        raise UserError(f"pack_size={cfg.pack_size}: must be at least 8, or null for model.image_size")
-    backbones.check_name(cfg.model.name)
-    # Before an hour goes into decoding: what can be refused without images.
-    cfg.monitor.check()
-    precision.allowed(cfg.precision, cfg.memory_format)
-    optim.check_given(cfg.optimizer)
-    if cfg.model.batchnorm not in ("train", "eval"):
-        raise UserError(f"model.batchnorm={cfg.model.batchnorm!r}: one of train, eval")
-    model = cfg.model
-    backbones.choose_stem(model.stem, model.image_size, model.name, model.weights)
-    backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)

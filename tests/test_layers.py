@@ -21,6 +21,8 @@ LAYERS = {
     "monitor": 4,
     "report": 4,
     "train": 4,
+    "train_config": 4,
+    "train_setup": 4,
     "collapse": 3,
     "embed": 3,
     "metrics": 3,

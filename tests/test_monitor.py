@@ -18,10 +18,10 @@ from torch.nn import functional as nnf
 
 from ssl_retrieval import backbones, config, monitor, plugins
 from ssl_retrieval.augment import View, make_views
-from ssl_retrieval.data.tasks import labelled, task_from_groups
+from ssl_retrieval.data.tasks import labelled, subsample, task_from_groups
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import Packed
-from ssl_retrieval.monitor import Monitor, MonitorConfig, subsample
+from ssl_retrieval.monitor import Monitor, MonitorConfig
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.types import Task
 

@@ -133,3 +133,45 @@ def require_positives(task: Task) -> None:
             f"give subfolders as classes under {str(task.gallery.root)!r}, a manifest with labels "
             "(data.name=manifest), or at least two images per class"
         )
+
+
+def subsample(task: Task, limit: int, seed: int) -> Task:
+    """Draw a task small enough to be scored often, in which every query has something to find.
+
+    Up to half of the gallery is made of one relevant item for each query that still lacks one; the rest is
+    drawn from all others alike. With few classes that is nearly a plain draw; with single instances it
+    keeps the queries answerable.
+
+    Args:
+        task: At least one query has a positive.
+        limit: At most so many queries, and so many gallery images; at least 2.
+        seed: Of the draw.
+    """
+    draw = np.random.default_rng(seed % 2**32)
+    answerable = np.array([i for i, relevant in enumerate(task.relevant) if len(relevant)], np.int64)
+    queries = draw.permutation(answerable)[:limit]
+    chosen = np.zeros(len(task.gallery), dtype=bool)
+    num_relevant = 0
+    for query in queries.tolist():
+        relevant = task.relevant[query]
+        if num_relevant < limit // 2 and not chosen[relevant].any():
+            chosen[draw.choice(relevant)] = True
+            num_relevant += 1
+    chosen[draw.permutation(np.flatnonzero(~chosen))[: limit - num_relevant]] = True
+    return answerable(
+        task.restrict(
+            {task.queries.paths[i] for i in queries.tolist()},
+            {task.gallery.paths[i] for i in np.flatnonzero(chosen).tolist()},
+        )
+    )
+
+
+def answerable(task: Task) -> Task:
+    """Drop the queries that have nothing to find.
+
+    Raises:
+        UserError: None has.
+    """
+    require_positives(task)
+    pairs = zip(task.queries.paths, task.relevant, strict=True)
+    return task.restrict({path for path, relevant in pairs if len(relevant)}, set(task.gallery.paths))

@@ -1,0 +1,110 @@
+"""What a training run is told: the keys of ``ssl-retrieval pretrain``, and what can be refused at once."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssl_retrieval import backbones, config, optim, precision
+from ssl_retrieval.config import plugin
+from ssl_retrieval.errors import UserError
+from ssl_retrieval.monitor import MonitorConfig
+
+
+@dataclass
+class ModelConfig:
+    """The network that is trained.
+
+    Attributes:
+        name: timm name.
+        weights: Where training starts: ``random``, ``pretrained``, ``offline``, or a file: a weights file,
+            or a checkpoint or run of ours.
+        image_size: Side of the views in pixels.
+        stem: ``auto``, ``small`` or ``standard``.
+        patch_size: Side of a ViT's patches in pixels; None = its own, or a smaller one for small images.
+        drop_path: Stochastic depth of the student.
+        freeze: Stages (after the stem) that keep their weights.
+        batchnorm: ``train``, or ``eval`` to keep all running statistics.
+    """
+
+    name: str = "???"
+    weights: str = "random"
+    image_size: int = 224
+    stem: str = "auto"
+    patch_size: int | None = None
+    drop_path: float = 0.0
+    freeze: int = 0
+    batchnorm: str = "train"
+
+
+@dataclass
+class PretrainConfig:
+    """The keys of ``ssl-retrieval pretrain``.
+
+    Attributes:
+        out: Folder of the run; the same folder again resumes it.
+        seed: Weights, order of images and augmentations follow from it.
+        device: ``auto``, ``cpu``, ``cuda``, ….
+        data: Dataset section; its training images are used, without labels.
+        model: The network.
+        method: The objective.
+        optimizer: How weights are updated; what is left open follows the method's recipe.
+        epochs: Passes over the images; None = by their number.
+        batch_size: Images per step, over all processes.
+        accumulate: Parts into which a batch is cut, one after the other, when it does not fit in memory.
+            Objectives that compare images of a batch see one part at a time.
+        sync_batchnorm: In several processes, let batch normalisation see the whole batch.
+        pack_size: Side in pixels at which images are kept for training; None = ``model.image_size``.
+        precision: ``auto`` (timed at the start), ``fp32``, ``bf16``, or ``fp16`` with scaled loss.
+        memory_format: ``auto``, ``contiguous`` or ``channels_last``.
+        monitor: How retrieval is watched while training.
+        validation: Dataset section of a held-out task for the monitor; without it, training images must
+            find themselves.
+        save_every_s: Seconds between checkpoints.
+        log_every: Steps between lines of ``metrics.jsonl``.
+    """
+
+    out: str = "???"
+    seed: int = 0
+    device: str = "auto"
+    data: Any = plugin("dataset")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: Any = plugin("method")
+    optimizer: optim.OptimizerConfig = field(default_factory=optim.OptimizerConfig)
+    epochs: int | None = None
+    batch_size: int = 256
+    accumulate: int = 1
+    sync_batchnorm: bool = True
+    pack_size: int | None = None
+    precision: str = "auto"
+    memory_format: str = "auto"
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    validation: Any = plugin("dataset")
+    save_every_s: float = 60.0
+    log_every: int = 10
+
+
+def check(cfg: PretrainConfig) -> None:
+    """Refuse what needs no images to be refused: an hour may go into decoding them.
+
+    Raises:
+        UserError: Names the key.
+    """
+    config.require_sections(cfg, "data", "method")
+    for name in ("epochs", "batch_size", "log_every", "accumulate"):
+        value = getattr(cfg, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value}: must be at least 1")
+    if cfg.batch_size < 2:
+        raise UserError("batch_size=1: contrastive training and batch normalisation need at least 2")
+    if cfg.model.image_size < 8:
+        raise UserError(f"model.image_size={cfg.model.image_size}: must be at least 8")
+    if cfg.pack_size is not None and cfg.pack_size < 8:
+        raise UserError(f"pack_size={cfg.pack_size}: must be at least 8, or null for model.image_size")
+    backbones.check_name(cfg.model.name)
+    cfg.monitor.check()
+    precision.allowed(cfg.precision, cfg.memory_format)
+    optim.check_given(cfg.optimizer)
+    if cfg.model.batchnorm not in ("train", "eval"):
+        raise UserError(f"model.batchnorm={cfg.model.batchnorm!r}: one of train, eval")
+    model = cfg.model
+    backbones.choose_stem(model.stem, model.image_size, model.name, model.weights)
+    backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)

@@ -1,0 +1,101 @@
+"""From config and data to what a run is made of: the network, and every setting that was left open."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ssl_retrieval import backbones, checkpoint, defaults, distributed, optim, run_folder
+from ssl_retrieval.console import say
+from ssl_retrieval.defaults import Facts, given
+from ssl_retrieval.multi_crop import SMALLEST_IMAGE
+from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.train_config import PretrainConfig
+
+
+def _shows_several_sizes(cfg: PretrainConfig, module: Any) -> bool:
+    """Tell whether the network must take small crops beside large ones."""
+    if not getattr(module.Method, "multi_crop", False):
+        return False
+    local_crops = cfg.method.local_crops
+    return local_crops > 0 if local_crops is not None else cfg.model.image_size >= SMALLEST_IMAGE
+
+
+def build_backbone(cfg: PretrainConfig, module: Any) -> tuple[nn.Module, checkpoint.Card]:
+    """Build the network, say how, and begin the card that goes with its weights.
+
+    Args:
+        cfg: The run's config.
+        module: The method's file.
+    """
+    model, dynamic_size = cfg.model, _shows_several_sizes(cfg, module)
+    stem, why_stem = backbones.choose_stem(model.stem, model.image_size, model.name, model.weights)
+    patch, why_patch = backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)
+    backbone = backbones.make(
+        model.name,
+        model.weights,
+        image_size=model.image_size,
+        stem=stem,
+        seed=cfg.seed,
+        drop_path=model.drop_path,
+        patch_size=patch,
+        dynamic_size=dynamic_size,
+    )
+    how = f"{stem} stem: {why_stem}" if patch is None else f"patches of {patch} px: {why_patch}"
+    say(f"{model.name}, {model.weights} weights; {how}")
+    backbones.freeze(backbone, model.freeze)
+    normal: Any = backbone.pretrained_cfg
+    spec = InputSpec(model.image_size, tuple(normal["mean"]), tuple(normal["std"]))
+    return backbone, checkpoint.Card(
+        backbone=model.name,
+        stem=stem,
+        patch_size=patch,
+        dynamic_size=dynamic_size,
+        input=spec.to_dict(),
+        method=cfg.method.name,
+        start=model.weights,
+        seed=cfg.seed,
+    )
+
+
+def settle(
+    cfg: PretrainConfig, module: Any, num_images: int, backbone: nn.Module, out: Path
+) -> PretrainConfig:
+    """Fill what the config leaves open: as stored with the run, or by the data, announced and stored.
+
+    Args:
+        cfg: The run's config.
+        module: The method's file.
+        num_images: Readable training images.
+        backbone: The network.
+        out: The run's folder.
+    """
+    stored = run_folder.stored_choices(out)
+    if stored is not None:
+        return defaults.fill(cfg, stored)[0]
+    facts = Facts(
+        num_images=num_images,
+        batch_size=cfg.batch_size,
+        image_size=cfg.model.image_size,
+        pretrained=cfg.model.weights != "random",
+        transformer=backbones.patch_size(backbone) > 1,
+    )
+    common = defaults.common(facts)
+    if facts.pretrained and (cfg.optimizer.name == "lars" or (cfg.epochs or 0) > 3 * common["epochs"][0]):
+        say(
+            "  optimizer and epochs of this config look meant for random weights: set them to null for "
+            f"learned ones (epochs: {common['epochs'][0]}), or much of what was learned is lost"
+        )
+    cfg, used = defaults.fill(cfg, common)
+    steps = given(cfg.epochs) * (num_images // cfg.batch_size)
+    recipe = module.defaults(dataclasses.replace(facts, num_steps=max(1, steps)))
+    cfg, more = defaults.fill(cfg, recipe | optim.choices(cfg.optimizer, recipe, facts))
+    used |= more
+    for key, (value, reason) in used.items():
+        if reason:
+            say(f"  {key}={value} ({reason})")
+    distributed.barrier()
+    if distributed.rank() == 0:
+        run_folder.store_choices(out, used)
+    return cfg
