@@ -148,8 +148,8 @@ def subsample(task: Task, limit: int, seed: int) -> Task:
         seed: Of the draw.
     """
     draw = np.random.default_rng(seed % 2**32)
-    answerable = np.array([i for i, relevant in enumerate(task.relevant) if len(relevant)], np.int64)
-    queries = draw.permutation(answerable)[:limit]
+    with_positives = np.array([i for i, relevant in enumerate(task.relevant) if len(relevant)], np.int64)
+    queries = draw.permutation(with_positives)[:limit]
     chosen = np.zeros(len(task.gallery), dtype=bool)
     num_relevant = 0
     for query in queries.tolist():
