@@ -1,19 +1,28 @@
 """Batched views on the training device: uint8 images in, normalised float views out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional as nnf
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tvf
 
+from ssl_retrieval import color, compiling, view_plan
+from ssl_retrieval.blur import gaussian_blur
 from ssl_retrieval.counter_random import uniform
+from ssl_retrieval.crops import NUM_DRAWS as NUM_CROP_DRAWS
+from ssl_retrieval.crops import crop, crop_boxes
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.view_plan import Plan
 
-_CROP_ATTEMPTS = 10
-_DRAWS = 3 * _CROP_ATTEMPTS + 24
+NUM_DRAWS = NUM_CROP_DRAWS + view_plan.NUM_DRAWS
+"""Random numbers per image and view."""
+
+_CACHED, _HELD = 1 << 18, 1 << 22
+"""Pixels that a CPU works on together: operation by operation within its caches (three channels of float32
+fill 3 MiB), compiled within what memory there may be for what stands between two passes (48 MiB)."""
 
 
 @dataclass
@@ -59,6 +68,21 @@ class Augment:
     shrink: float = 0.5
     interpolation: str = "bilinear"
 
+    def ranges(self) -> view_plan.Ranges:
+        """Give what the draws are scaled by."""
+        return view_plan.Ranges(
+            jitter=self.jitter,
+            widths=(self.brightness, self.contrast, self.saturation),
+            hue=self.hue,
+            grayscale=self.grayscale,
+            blur=self.blur,
+            sigma=(self.blur_sigma_min, self.blur_sigma_max),
+            solarize=self.solarize,
+            affine=self.affine,
+            rotate=self.rotate,
+            shrink=self.shrink,
+        )
+
     def check(self) -> None:
         """Refuse values outside their ranges."""
         for name in ("flip", "jitter", "grayscale", "blur", "solarize", "affine"):
@@ -98,6 +122,25 @@ class Noise:
     num: int
 
 
+@dataclass(frozen=True)
+class Output:
+    """What views are like as tensors.
+
+    Attributes:
+        mean: Per channel, subtracted from values in [0, 1].
+        std: Per channel, divided by.
+        dtype: float32, or a half type; the work is done in float32.
+        memory_format: ``torch.contiguous_format`` or ``torch.channels_last``.
+        compiled: Let torch.compile fuse the operations; worth its half minute in long runs.
+    """
+
+    mean: Sequence[float] = (0.0, 0.0, 0.0)
+    std: Sequence[float] = (1.0, 1.0, 1.0)
+    dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+    compiled: bool = False
+
+
 def make_views(
     images: Tensor,
     views: Sequence[View | Noise],
@@ -105,8 +148,7 @@ def make_views(
     seed: int,
     step: int,
     samples: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
+    output: Output,
 ) -> list[Tensor]:
     """Make every view of a batch.
 
@@ -115,124 +157,97 @@ def make_views(
         views: What to make.
         seed: The run's seed.
         step: The training step.
-        samples: int64 [B], which images these are (their random numbers depend on it).
-        mean: Per channel, subtracted from values in [0, 1].
-        std: Per channel, divided by.
+        samples: int64 [B], which images these are (their random numbers depend on it), on the images' device.
+        output: What the views are like.
 
     Returns:
-        One float32 [B, 3, size, size] per `View`, one float32 [B, num] in [0, 1) per `Noise`.
+        One [B, 3, size, size] per `View`, one float32 [B, num] in [0, 1) per `Noise`.
     """
-    made = []
-    for number, view in enumerate(views):
-        if isinstance(view, Noise):
-            made.append(uniform(seed, step, samples, number, view.num))
-            continue
-        draws = uniform(seed, step, samples, number, _DRAWS)
-        pixels = _augment(images, view, draws)
-        made.append(tvf.normalize(pixels, list(mean), list(std), inplace=True))
+
+    def cut(view: View, draws: Tensor) -> Tensor:
+        cfg = view.augment
+        height, width = images.shape[2:]
+        boxes = crop_boxes(draws[:, :NUM_CROP_DRAWS], height, width, (cfg.crop_min, cfg.crop_max))
+        return crop(images, boxes, view.size, _flips(cfg, draws), cfg.interpolation)
+
+    return [_make(view, number, cut, seed, step, samples, output) for number, view in enumerate(views)]
+
+
+def finish_views(
+    crops: Sequence[Tensor],
+    views: Sequence[View | Noise],
+    *,
+    seed: int,
+    step: int,
+    samples: Tensor,
+    output: Output,
+) -> list[Tensor]:
+    """Do what `make_views` does after cropping; arguments as there.
+
+    Args:
+        crops: One uint8 [B, 3, size, size] per `View`, cut by the boxes of the same draws, not mirrored.
+        views: What to make.
+        seed: The run's seed.
+        step: The training step.
+        samples: int64 [B].
+        output: What the views are like.
+    """
+    left = iter(crops)
+
+    def make(number: int, view: View | Noise) -> Tensor:
+        cropped = None if isinstance(view, Noise) else next(left)
+
+        def cut(view: View, draws: Tensor) -> Tensor:
+            assert cropped is not None
+            pixels = cropped.contiguous()
+            return torch.where(_flips(view.augment, draws)[:, None, None, None], pixels.flip(3), pixels)
+
+        return _make(view, number, cut, seed, step, samples, output)
+
+    return [make(number, view) for number, view in enumerate(views)]
+
+
+def _make(
+    view: View | Noise,
+    number: int,
+    cut: Callable[[View, Tensor], Tensor],
+    seed: int,
+    step: int,
+    samples: Tensor,
+    output: Output,
+) -> Tensor:
+    if isinstance(view, Noise):
+        return uniform(seed, step, samples, number, view.num)
+    draws = draw(seed, step, samples, number)
+    made = torch.empty(
+        (len(samples), 3, view.size, view.size),
+        dtype=output.dtype,
+        device=samples.device,
+        memory_format=output.memory_format,
+    )
+    pixels = cut(view, draws)
+    plan = view_plan.make(view.augment.ranges(), draws[:, NUM_CROP_DRAWS:])
+    compiled = output.compiled and compiling.works()
+    pixels_together = _HELD if compiled else _CACHED
+    count, on_cpu = len(samples), samples.device.type == "cpu"
+    parts = -(-count * view.size**2 // pixels_together) if on_cpu else 1
+    bounds = [count * part // parts for part in range(parts + 1)]
+    channels = _channels(tuple(output.mean), tuple(output.std), samples.device)
+    change = _change_compiled if compiled else _change
+    change(pixels, view.augment, plan, channels, [slice(*ends) for ends in pairwise(bounds)], made)
     return made
 
 
-def crop_boxes(draws: Tensor, height: int, width: int, scale: tuple[float, float]) -> Tensor:
-    """Choose crop boxes as torchvision's ``RandomResizedCrop`` does (aspect ratio 3/4 to 4/3).
+def draw(seed: int, step: int, samples: Tensor, number: int) -> Tensor:
+    """Draw all random numbers of one view: float32 [B, NUM_DRAWS] in [0, 1).
 
     Args:
-        draws: float [B, 30] uniform in [0, 1): area, aspect ratio and a spare for ten attempts; the
-            place comes from the numbers of the attempt that fits.
-        height: Image height in pixels.
-        width: Image width.
-        scale: Least and largest share of the area.
-
-    Returns:
-        int64 [B, 4]: top, left, height, width. Where no attempt fits, the central crop.
+        seed: The run's seed.
+        step: The training step.
+        samples: int64 [B], which images.
+        number: Which of the views.
     """
-    batch = len(draws)
-    area, aspect, place = draws.reshape(batch, 3, _CROP_ATTEMPTS).unbind(1)
-    target = height * width * (scale[0] + area * (scale[1] - scale[0]))
-    log_ratio = torch.log(torch.tensor([3 / 4, 4 / 3]))
-    ratio = torch.exp(log_ratio[0].item() + aspect * (log_ratio[1] - log_ratio[0]).item())
-    w = torch.sqrt(target * ratio).round().long()
-    h = torch.sqrt(target / ratio).round().long()
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    found = fits.any(dim=1)
-    # The fallback keeps the whole image when its own aspect ratio is allowed, else the central part.
-    fallback_w = min(width, round(height * 4 / 3))
-    fallback_h = min(height, round(width * 4 / 3))
-    w = torch.where(found, w.gather(1, first)[:, 0], fallback_w)
-    h = torch.where(found, h.gather(1, first)[:, 0], fallback_h)
-    # Two independent places from one 24-bit number would be coarse; the next attempt's is unused.
-    across = place.gather(1, first)[:, 0]
-    down = place.gather(1, (first + 1) % _CROP_ATTEMPTS)[:, 0]
-    left = (across * (width - w + 1)).long()
-    top = (down * (height - h + 1)).long()
-    left = torch.where(found, left, (width - w) // 2)
-    top = torch.where(found, top, (height - h) // 2)
-    return torch.stack([top, left, h, w], dim=1)
-
-
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale the values: float [B, 3, H, W] in [0, 1], factor [B]."""
-    return (images * factor[:, None, None, None]).clamp_(0, 1)
-
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey: float [B, 3, H, W] in [0, 1], factor [B]."""
-    grey = grayscale(images).mean(dim=(2, 3), keepdim=True)
-    return torch.lerp(grey.expand_as(images), images, factor[:, None, None, None]).clamp_(0, 1)
-
-
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image: float [B, 3, H, W] in [0, 1], factor [B]."""
-    grey = grayscale(images).expand_as(images)
-    return torch.lerp(grey, images, factor[:, None, None, None]).clamp_(0, 1)
-
-
-def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the colour circle: float [B, 3, H, W] in [0, 1], shift [B] in turns (-0.5 to 0.5)."""
-    red, green, blue = images.unbind(1)
-    high, low = images.amax(1), images.amin(1)
-    chroma = high - low
-    divisor = torch.where(chroma > 0, chroma, 1.0)
-    hue = torch.where(
-        high == red,
-        (green - blue) / divisor,
-        torch.where(high == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
-    )
-    hue = hue / 6.0 + shift[:, None, None]
-    # Each channel is the value minus chroma times a trapezoid of the hue, shifted by a third of a turn.
-    channels = []
-    for offset in (5.0, 3.0, 1.0):
-        k = torch.remainder(offset + hue * 6.0, 6.0)
-        channels.append(high - chroma * torch.minimum(k, 4.0 - k).clamp_(0, 1))
-    return torch.stack(channels, dim=1).clamp_(0, 1)
-
-
-def grayscale(images: Tensor) -> Tensor:
-    """Weigh the channels as ITU-R 601 does: float [B, 3, H, W] -> [B, 1, H, W]."""
-    red, green, blue = images.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
-    """Blur each image with its own σ, borders reflected.
-
-    Args:
-        images: float [B, C, H, W].
-        sigma: float [B], in pixels.
-        kernel_size: Odd side of the kernel in pixels.
-    """
-    batch, channels, height, width = images.shape
-    half = kernel_size // 2
-    offsets = torch.arange(-half, half + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (offsets[None, :] / sigma[:, None].to(images.dtype)) ** 2)
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    flat = images.reshape(1, batch * channels, height, width)
-    flat = nnf.pad(flat, [half, half, half, half], mode="reflect")
-    groups = batch * channels
-    flat = nnf.conv2d(flat, kernel[:, None, None, :], groups=groups)
-    flat = nnf.conv2d(flat, kernel[:, None, :, None], groups=groups)
-    return flat.reshape(batch, channels, height, width)
+    return uniform(seed, step, samples, number, NUM_DRAWS)
 
 
 def move(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, ground: Tensor) -> Tensor:
@@ -256,69 +271,87 @@ def move(images: Tensor, angle: Tensor, scale: Tensor, shift: Tensor, ground: Te
     return nnf.grid_sample(images - ground, grid, mode="bilinear", align_corners=False) + ground
 
 
-def _augment(images: Tensor, view: View, draws: Tensor) -> Tensor:
-    cfg = view.augment
-    crops, rest = draws[:, : 3 * _CROP_ATTEMPTS], draws[:, 3 * _CROP_ATTEMPTS :]
-    pixels = _crop(images, crops, view)
-    flips = rest[:, 0] < cfg.flip
-    pixels = torch.where(flips[:, None, None, None], pixels.flip(3), pixels)
-    pixels = pixels.to(torch.float32).div_(255)
-    if cfg.affine > 0:
-        chosen = (rest[:, 14] < cfg.affine).nonzero()[:, 0]
-        where = rest[chosen]
-        scale = cfg.shrink + where[:, 16] * (1 - cfg.shrink)
-        # The shift keeps the (unturned) image inside the frame.
-        shift = (2 * where[:, 17:19] - 1) * (1 - scale)[:, None]
-        angle = (2 * where[:, 15] - 1) * cfg.rotate
-        pixels[chosen] = move(pixels[chosen], angle, scale, shift, where[:, 19:22])
-    if cfg.jitter > 0:
-        pixels = _jitter(
-            pixels, cfg, chosen=rest[:, 1] < cfg.jitter, factors=rest[:, 2:6], order=rest[:, 6:10]
-        )
-    if cfg.grayscale > 0:
-        chosen = (rest[:, 10] < cfg.grayscale).nonzero()[:, 0]
-        pixels[chosen] = grayscale(pixels[chosen]).expand(-1, 3, -1, -1)
-    if cfg.blur > 0:
-        chosen = (rest[:, 11] < cfg.blur).nonzero()[:, 0]
-        sigma = cfg.blur_sigma_min + rest[chosen, 12] * (cfg.blur_sigma_max - cfg.blur_sigma_min)
-        # SimCLR: a tenth of the side; torchvision and conv2d need an odd one.
-        kernel_size = max(3, int(0.1 * view.size) // 2 * 2 + 1)
-        # conv2d refuses zero groups, and in a small batch it may be that nobody is chosen.
-        if len(chosen):
-            pixels[chosen] = gaussian_blur(pixels[chosen], sigma, kernel_size)
-    if cfg.solarize > 0:
-        chosen = (rest[:, 13] < cfg.solarize).nonzero()[:, 0]
-        part = pixels[chosen]
-        pixels[chosen] = torch.where(part >= 0.5, 1 - part, part)
-    return pixels
+@lru_cache(maxsize=8)
+def _channels(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+    """Give mean and std as float32 [2, 3, 1, 1]; made once, for a copy to a GPU waits for it."""
+    return torch.tensor([mean, std], device=device)[:, :, None, None]
 
 
-def _crop(images: Tensor, draws: Tensor, view: View) -> Tensor:
-    height, width = images.shape[2:]
-    boxes = crop_boxes(draws, height, width, (view.augment.crop_min, view.augment.crop_max)).tolist()
-    mode = InterpolationMode(view.augment.interpolation)
-    side = [view.size, view.size]
-    crops = [
-        tvf.resized_crop(image, top, left, h, w, side, interpolation=mode, antialias=True)
-        for image, (top, left, h, w) in zip(images, boxes, strict=True)
-    ]
-    return torch.stack(crops)
+def _flips(cfg: Augment, draws: Tensor) -> Tensor:
+    return draws[:, NUM_CROP_DRAWS] < cfg.flip
 
 
-def _jitter(pixels: Tensor, cfg: Augment, *, chosen: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Apply the four operations to the ``chosen`` images, each image in its own random order."""
-    widths = torch.tensor([cfg.brightness, cfg.contrast, cfg.saturation], device=pixels.device)
-    low = (1 - widths).clamp(min=0)
-    blend = low + factors[:, :3] * (1 + widths - low)
-    values = torch.cat([blend, (2 * factors[:, 3:] - 1) * cfg.hue], dim=1)
-    operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-    active = (cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
-    turn = order.argsort(dim=1)
-    for position in range(4):
-        for number, operation in enumerate(operations):
-            if active[number] == 0:
-                continue
-            members = (chosen & (turn[:, position] == number)).nonzero()[:, 0]
-            if len(members):
-                pixels[members] = operation(pixels[members], values[members, number])
-    return pixels
+def _change(
+    pixels: Tensor, cfg: Augment, plan: Plan, channels: Tensor, parts: Sequence[slice], made: Tensor
+) -> None:
+    """Do what comes after crop and flip, operation by operation on the images whose turn it is.
+
+    Args:
+        pixels: uint8 or float [B, 3, S, S] in [0, 255].
+        cfg: Says which operations there are at all.
+        plan: What happens to each image.
+        channels: float32 [2, 3, 1, 1], mean and std.
+        parts: Rows to do together.
+        made: Takes the result, [B, 3, S, S].
+    """
+    active = (cfg.brightness > 0, cfg.contrast > 0, cfg.saturation > 0, cfg.hue > 0)
+    for rows in parts:
+        part = plan.rows(rows)
+        views = pixels[rows].to(torch.float32) * (1 / 255)
+        if cfg.affine > 0:
+            views = _move(views, part)
+        if cfg.jitter > 0:
+            views = color.jitter(views, part.factors, part.order, part.jittered, active)
+        if cfg.grayscale > 0:
+            chosen = part.grey.nonzero()[:, 0]
+            views[chosen] = color.grayscale(views[chosen]).expand(-1, 3, -1, -1)
+        if cfg.blur > 0:
+            views = _blur(views, part, compiled=False)
+        made[rows] = _normalise(views, part.solarized, channels)
+
+
+def _change_compiled(
+    pixels: Tensor, cfg: Augment, plan: Plan, channels: Tensor, parts: Sequence[slice], made: Tensor
+) -> None:
+    """Do what `_change` does, in as few passes over the pixels as there can be."""
+    slots = color.slots(plan.factors, plan.order, plan.jittered, plan.grey, turns=cfg.hue > 0)
+    for rows in parts:
+        part, todo = plan.rows(rows), color.Slots(*(values[rows] for values in slots))
+        views = pixels[rows]
+        if cfg.affine > 0:
+            views = 255 * _move(views.to(torch.float32) * (1 / 255), part)
+        views = _compiled_color(views, todo)
+        if cfg.blur > 0:
+            views = _blur(views, part, compiled=True)
+        made[rows] = _compiled_normalise(views, part.solarized, channels)
+
+
+def _normalise(views: Tensor, solarized: Tensor, channels: Tensor) -> Tensor:
+    return (color.solarize(views, solarized) - channels[0]) / channels[1]
+
+
+_compiled_color, _compiled_normalise = compiling.compiled(color.fused), compiling.compiled(_normalise)
+
+
+def _blur(views: Tensor, plan: Plan, compiled: bool) -> Tensor:
+    # SimCLR: a tenth of the side; the middle pixel makes it odd.
+    kernel_size = max(3, int(0.1 * views.shape[-1]) // 2 * 2 + 1)
+    if views.device.type != "cpu":
+        # Blurring all images, some by nothing, is cheaper than asking the device which ones it must be.
+        return gaussian_blur(views, torch.where(plan.blurred, plan.sigma, 0.0), kernel_size, compiled)
+    numbers = plan.blurred.nonzero()[:, 0]
+    if len(numbers) == 1:
+        # A batch of one would be compiled once more.
+        numbers = numbers.repeat(2)
+    # A convolution refuses zero groups, and in a small batch it may be that nobody is chosen.
+    if len(numbers):
+        views[numbers] = gaussian_blur(views[numbers], plan.sigma[numbers], kernel_size, compiled)
+    return views
+
+
+def _move(views: Tensor, plan: Plan) -> Tensor:
+    chosen = plan.moved.nonzero()[:, 0]
+    views[chosen] = move(
+        views[chosen], plan.angle[chosen], plan.scale[chosen], plan.shift[chosen], plan.ground[chosen]
+    )
+    return views

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_retrieval import backbones, plugins
-from ssl_retrieval.augment import make_views
+from ssl_retrieval.augment import Output, make_views
 from ssl_retrieval.defaults import Facts, fill_method
 from ssl_retrieval.methods.base import BaseMethod
 
@@ -60,6 +60,5 @@ def views_for(method: BaseMethod, step: int = 0, batch_size: int = 8) -> list[Te
         seed=0,
         step=step,
         samples=torch.arange(batch_size),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+        output=Output(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
     )

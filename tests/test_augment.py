@@ -5,79 +5,31 @@ from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from lightly.transforms.gaussian_blur import GaussianBlur
+from pictures import CHANCE, pictures
+from PIL import Image
 from scipy import stats
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import ColorJitter, RandomResizedCrop
+from torchvision.transforms.v2 import ColorJitter
 from torchvision.transforms.v2 import functional as tvf
 
-from ssl_retrieval import augment
-from ssl_retrieval.augment import Augment, View, crop_boxes, make_views
+from ssl_retrieval import augment, blur, compiling, view_plan
+from ssl_retrieval.augment import Augment, Noise, Output, View, finish_views, make_views
 from ssl_retrieval.counter_random import uniform
+from ssl_retrieval.crops import NUM_DRAWS as NUM_CROP_DRAWS
+from ssl_retrieval.crops import crop_boxes, crop_by_box
 from ssl_retrieval.errors import UserError
 
 PLAIN = Augment(crop_min=1.0, flip=0.0, jitter=0.0, grayscale=0.0)
 EVERYTHING = Augment(blur=0.5, solarize=0.5)
-CHANCE = 1e-4
-"""Some twenty p-values are looked at below: one under this is no accident."""
-
-
-def pictures(count: int, height: int = 32, width: int = 32, seed: int = 0) -> Tensor:
-    """Smooth in places and hard in others, with pure grey, black and white among them."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
-    images[:, :, : height // 4] = images[:, :1, : height // 4]
-    images[:, :, -2:] = 255
-    images[:, :, :2] = 0
-    return images
 
 
 def view_of(images: Tensor, cfg: Augment, size: int = 32, step: int = 0, first: int = 0) -> Tensor:
     samples = torch.arange(first, first + len(images))
-    return make_views(
-        images, [View(cfg, size)], seed=0, step=step, samples=samples, mean=(0, 0, 0), std=(1, 1, 1)
-    )[0]
-
-
-def one_by_one(operation: Callable[[Tensor, float], Tensor], images: Tensor, values: Tensor) -> Tensor:
-    return torch.stack([operation(image, float(value)) for image, value in zip(images, values, strict=True)])
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "low", "high"),
-    [
-        (augment.adjust_brightness, tvf.adjust_brightness, 0.0, 2.0),
-        (augment.adjust_contrast, tvf.adjust_contrast, 0.0, 2.0),
-        (augment.adjust_saturation, tvf.adjust_saturation, 0.0, 2.0),
-        (augment.adjust_hue, tvf.adjust_hue, -0.5, 0.5),
-    ],
-)
-def test_colour_operations_are_torchvisions(
-    ours: Callable[[Tensor, Tensor], Tensor],
-    theirs: Callable[[Tensor, float], Tensor],
-    low: float,
-    high: float,
-) -> None:
-    images = pictures(9).float() / 255
-    values = torch.linspace(low, high, 9)
-    # The tolerance is that of float32 over a dozen operations; one step of 8 bits would be 4e-3.
-    torch.testing.assert_close(ours(images, values), one_by_one(theirs, images, values), atol=1e-5, rtol=0)
-
-
-def test_grayscale_is_torchvisions() -> None:
-    images = pictures(4).float() / 255
-    torch.testing.assert_close(augment.grayscale(images), tvf.rgb_to_grayscale(images), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("kernel_size", [3, 9, 23])
-def test_blur_is_torchvisions(kernel_size: int) -> None:
-    images = pictures(5, 40, 28).float() / 255
-    sigma = torch.tensor([0.1, 0.5, 1.0, 1.5, 2.0])
-    theirs = one_by_one(lambda image, s: tvf.gaussian_blur(image, [kernel_size] * 2, [s, s]), images, sigma)
-    torch.testing.assert_close(augment.gaussian_blur(images, sigma, kernel_size), theirs, atol=1e-5, rtol=0)
+    return make_views(images, [View(cfg, size)], seed=0, step=step, samples=samples, output=Output())[0]
 
 
 def test_solarize_is_torchvisions() -> None:
@@ -97,119 +49,47 @@ def test_the_blur_of_a_view_is_about_a_tenth_wide(size: int, side: int) -> None:
     torch.testing.assert_close(view_of(images, cfg, size), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (20, 50), (50, 20)])
-def test_crops_are_torchvisions_resized_crops(height: int, width: int, interpolation: str) -> None:
-    images = pictures(6, height, width)
-    cfg = replace(PLAIN, crop_min=0.2, crop_max=0.9, interpolation=interpolation)
-    draws = uniform(0, 3, torch.arange(6), 0, 30)
-    boxes = crop_boxes(draws, height, width, (0.2, 0.9)).tolist()
-    mode = InterpolationMode(interpolation)
-    expected = torch.stack(
-        [
-            tvf.resized_crop(image, *box, [24, 24], interpolation=mode, antialias=True)
-            for image, box in zip(images, boxes, strict=True)
-        ]
-    )
-    got = view_of(images, cfg, 24, step=3)
-    assert torch.equal(got, expected.float() / 255)
-
-
-def their_boxes(count: int, height: int, width: int, scale: tuple[float, float]) -> np.ndarray:
-    torch.manual_seed(0)
-    transform = RandomResizedCrop(8, scale=scale)
-    image = torch.empty(3, height, width)
-    found = [transform.make_params([image]) for _ in range(count)]
-    return np.array([[box[key] for key in ("top", "left", "height", "width")] for box in found])
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "scale"),
-    [(128, 128, (0.08, 1.0)), (128, 128, (0.2, 1.0)), (100, 180, (0.05, 0.4)), (180, 100, (0.5, 1.0))],
-)
-def test_crop_boxes_are_distributed_as_torchvisions(
-    height: int, width: int, scale: tuple[float, float]
-) -> None:
-    ours = crop_boxes(uniform(0, 0, torch.arange(20_000), 0, 30), height, width, scale).numpy()
-    theirs = their_boxes(4_000, height, width, scale)
-    assert (ours >= 0).all()
-    assert (ours[:, 0] + ours[:, 2] <= height).all()
-    assert (ours[:, 1] + ours[:, 3] <= width).all()
-    for column, name in enumerate(("top", "left", "height", "width")):
-        assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > CHANCE, name
-    area, their_area = (boxes[:, 2] * boxes[:, 3] for boxes in (ours, theirs))
-    assert stats.ks_2samp(area, their_area).pvalue > CHANCE
-    ratio, their_ratio = (boxes[:, 3] / boxes[:, 2] for boxes in (ours, theirs))
-    assert stats.ks_2samp(ratio, their_ratio).pvalue > CHANCE
-
-
-def test_the_place_of_a_crop_is_independent_of_its_size_and_across_of_down() -> None:
-    top, left, h, w = crop_boxes(uniform(1, 0, torch.arange(20_000), 0, 30), 200, 200, (0.08, 0.5)).T.numpy()
-    across, down = left / (200 - w), top / (200 - h)
-    for one, other in ((across, down), (across, h), (down, w), (across, w), (down, h)):
-        assert stats.spearmanr(one, other).pvalue > CHANCE
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "box"),
-    [(10, 100, [0, 43, 10, 13]), (100, 10, [43, 0, 13, 10]), (30, 40, [0, 0, 30, 40])],
-)
-def test_an_image_in_which_no_crop_fits_gives_its_centre(height: int, width: int, box: list[int]) -> None:
-    # The whole area at an aspect ratio that a long image does not have.
-    draws = torch.ones(1, 30) * (1 - 2**-24)
-    draws[:, 10:20] = 0.0
-    got = crop_boxes(draws, height, width, (1.0, 1.0))
-    assert got.tolist() == [box]
-    assert box == their_boxes(1, height, width, (1.0, 1.0))[0].tolist()
-
-
-@pytest.mark.parametrize("side", [8, 31, 32, 33, 224, 1000, 4097])
-@pytest.mark.parametrize("value", [0.0, 1 - 2**-24])
-def test_the_least_and_the_largest_draw_stay_inside(side: int, value: float) -> None:
-    top, left, h, w = crop_boxes(torch.full((1, 30), value), side, side, (0.08, 0.3))[0].tolist()
-    assert min(top, left) >= 0
-    assert max(top + h, left + w) <= side
-
-
-def captured_jitter(monkeypatch: pytest.MonkeyPatch, cfg: Augment, count: int) -> dict[str, dict[int, tuple]]:
-    """Run a jitter and note for each operation: image -> (turn, factor)."""
-    calls: dict[str, dict[int, tuple]] = {}
-    turn = 0
-    for name in ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue"):
-        calls[name] = {}
-
-        def note(images: Tensor, values: Tensor, name: str = name) -> Tensor:
-            nonlocal turn
-            for image, value in zip(images[:, 0, 0, 0].tolist(), values.tolist(), strict=True):
-                calls[name][round(image)] = (turn, value)
-            turn += 1
-            return images
-
-        monkeypatch.setattr(augment, name, note)
-    # The pixels carry the image's number through: every operation above leaves them alone.
-    numbers = torch.arange(count, dtype=torch.float32).reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1).clone()
-    rest = uniform(0, 0, torch.arange(count), 0, 46)[:, 30:]
-    augment._jitter(numbers, cfg, chosen=rest[:, 1] < cfg.jitter, factors=rest[:, 2:6], order=rest[:, 6:10])
-    return calls
-
-
-def test_jitter_draws_factors_and_orders_as_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jitter_draws_factors_and_orders_as_torchvision() -> None:
     cfg = Augment(jitter=0.8, brightness=0.4, contrast=1.5, saturation=0.8, hue=0.2)
-    calls = captured_jitter(monkeypatch, cfg, 10_000)
+    draws = augment.draw(0, 0, torch.arange(10_000), 0)[:, NUM_CROP_DRAWS:]
+    plan = view_plan.make(cfg.ranges(), draws)
     torch.manual_seed(0)
     theirs = ColorJitter(cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
     params = [theirs.make_params([]) for _ in range(4_000)]
     keys = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
-    for ours, key in zip(calls.values(), keys, strict=True):
-        drawn = [value for _, value in ours.values()]
-        assert stats.ks_2samp(drawn, [float(p[key]) for p in params]).pvalue > CHANCE, key
-    chosen = [set(of_image) for of_image in calls.values()]
-    assert all(images == chosen[0] for images in chosen), "an image gets all four operations or none"
-    assert stats.binomtest(len(chosen[0]), 10_000, 0.8).pvalue > CHANCE
-    orders = [tuple(np.argsort([of[image][0] for of in calls.values()])) for image in chosen[0]]
+    for ours, key in zip(plan.factors.T, keys, strict=True):
+        assert stats.ks_2samp(ours.numpy(), [float(p[key]) for p in params]).pvalue > CHANCE, key
+    assert stats.binomtest(int(plan.jittered.sum()), 10_000, 0.8).pvalue > CHANCE
+    orders = [tuple(order) for order in plan.order.tolist()]
     counts = [orders.count(order) for order in permutations(range(4))]
-    assert sum(counts) == len(chosen[0])
+    assert sum(counts) == 10_000
     assert stats.chisquare(counts).pvalue > CHANCE
+
+
+def test_blur_and_the_rest_are_drawn_as_in_lightly() -> None:
+    cfg = Augment(blur=0.5, solarize=0.2)
+    plan = view_plan.make(cfg.ranges(), augment.draw(3, 1, torch.arange(10_000), 1)[:, NUM_CROP_DRAWS:])
+    for chosen, share in ((plan.grey, 0.2), (plan.blurred, 0.5), (plan.solarized, 0.2)):
+        assert stats.binomtest(int(chosen.sum()), 10_000, share).pvalue > CHANCE
+    theirs = GaussianBlur(sigmas=(cfg.blur_sigma_min, cfg.blur_sigma_max), prob=1.0)
+    torch.manual_seed(0)
+    sigmas = [blurred_by(theirs) for _ in range(2_000)]
+    assert stats.ks_2samp(plan.sigma.numpy(), sigmas).pvalue > CHANCE
+
+
+def blurred_by(transform: GaussianBlur) -> float:
+    """The σ that a transform of lightly's gives to Pillow's filter."""
+
+    class Spy(Image.Image):
+        sigma = 0.0
+
+        def filter(self, filter: Any) -> Image.Image:
+            self.sigma = float(filter.radius)
+            return self
+
+    spy = Spy()
+    transform(spy)
+    return spy.sigma
 
 
 def test_jitter_applies_what_it_drew() -> None:
@@ -237,12 +117,8 @@ def test_the_batch_an_image_comes_in_makes_no_difference() -> None:
 
 def test_views_and_steps_differ_and_repeat() -> None:
     images = pictures(4)
-    arguments: dict[str, Any] = {
-        "seed": 0,
-        "samples": torch.arange(4),
-        "mean": (0.5,) * 3,
-        "std": (0.25,) * 3,
-    }
+    output = Output(mean=(0.5,) * 3, std=(0.25,) * 3)
+    arguments: dict[str, Any] = {"seed": 0, "samples": torch.arange(4), "output": output}
     first, second = make_views(images, [View(EVERYTHING, 16)] * 2, step=0, **arguments)
     again, _ = make_views(images, [View(EVERYTHING, 16)] * 2, step=0, **arguments)
     later, _ = make_views(images, [View(EVERYTHING, 16)] * 2, step=1, **arguments)
@@ -263,9 +139,10 @@ def test_the_images_themselves_are_left_alone() -> None:
 def test_values_are_normalised_last() -> None:
     images = pictures(3)
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    got = make_views(images, [View(PLAIN, 32)], seed=0, step=0, samples=torch.arange(3), mean=mean, std=std)[
-        0
-    ]
+    views = [View(PLAIN, 32)]
+    (got,) = make_views(
+        images, views, seed=0, step=0, samples=torch.arange(3), output=Output(mean=mean, std=std)
+    )
     expected = tvf.normalize(images.float() / 255, list(mean), list(std))
     torch.testing.assert_close(got, expected)
 
@@ -373,3 +250,79 @@ def test_moved_views_stay_in_the_frame_and_show_random_grounds() -> None:
     assert share.max() > 0.7
     corners = views[:, :, 0, 0]
     assert len(corners.unique(dim=0)) > 32
+
+
+@pytest.mark.parametrize("size", [24, 64])
+def test_fused_views_are_those_made_one_by_one(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the compiler is given, without the half minute that compiling it takes (see the slow test).
+    for name in ("_compiled_color", "_compiled_normalise"):
+        monkeypatch.setattr(augment, name, getattr(augment, name).__wrapped__)
+    for name in ("_compiled_down", "_compiled_across"):
+        monkeypatch.setattr(blur, name, getattr(blur, name).__wrapped__)
+    images, samples = pictures(40, 72, 72), torch.arange(40)
+    for cfg in (Augment(), EVERYTHING, replace(EVERYTHING, affine=0.5, hue=0.0), replace(PLAIN, flip=0.5)):
+        one, other = (
+            make_views(
+                images, [View(cfg, size)], seed=1, step=2, samples=samples, output=Output(compiled=fused)
+            )[0]
+            for fused in (False, True)
+        )
+        torch.testing.assert_close(other, one, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_compiled_views_are_those_made_one_by_one() -> None:
+    images, samples = pictures(40, 72, 72), torch.arange(40)
+    for cfg in (Augment(), EVERYTHING):
+        one, other = (
+            make_views(
+                images, [View(cfg, 64)], seed=1, step=2, samples=samples, output=Output(compiled=fused)
+            )[0]
+            for fused in (False, True)
+        )
+        torch.testing.assert_close(other, one, atol=1e-4, rtol=0)
+    assert compiling.works()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_views_in_half_precision_are_the_same_rounded(dtype: torch.dtype) -> None:
+    images = pictures(8)
+    arguments: dict[str, Any] = {"seed": 0, "step": 0, "samples": torch.arange(8)}
+    (full,) = make_views(images, [View(EVERYTHING, 32)], output=Output(), **arguments)
+    (half,) = make_views(images, [View(EVERYTHING, 32)], output=Output(dtype=dtype), **arguments)
+    assert half.dtype == dtype
+    assert torch.equal(half, full.to(dtype))
+
+
+def test_the_memory_format_changes_the_layout_alone() -> None:
+    images = pictures(8)
+    arguments: dict[str, Any] = {"seed": 0, "step": 0, "samples": torch.arange(8)}
+    (plain,) = make_views(images, [View(EVERYTHING, 32)], output=Output(), **arguments)
+    last = Output(memory_format=torch.channels_last)
+    (other,) = make_views(images, [View(EVERYTHING, 32)], output=last, **arguments)
+    assert other.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(plain, other)
+
+
+def test_large_batches_are_worked_off_in_parts_that_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = pictures(20)
+    whole = view_of(images, EVERYTHING)
+    monkeypatch.setattr(augment, "_CACHED", 3 * 32 * 32)
+    torch.testing.assert_close(view_of(images, EVERYTHING), whole, atol=1e-6, rtol=0)
+
+
+def test_views_of_crops_cut_elsewhere_are_the_same() -> None:
+    images, samples = pictures(6, 80, 60), torch.arange(6) + 5
+    large, small = View(EVERYTHING, 64), View(replace(EVERYTHING, interpolation="bicubic"), 24)
+    views: list[View | Noise] = [large, Noise(7), small]
+    arguments: dict[str, Any] = {"seed": 3, "step": 4, "samples": samples, "output": Output()}
+    crops = []
+    for number, view in ((0, large), (2, small)):
+        draws = augment.draw(3, 4, samples, number)
+        cfg = view.augment
+        boxes = crop_boxes(draws[:, :NUM_CROP_DRAWS], 80, 60, (cfg.crop_min, cfg.crop_max))
+        nobody = torch.zeros(6, dtype=torch.bool)
+        crops.append(crop_by_box(images, boxes, view.size, nobody, cfg.interpolation))
+    expected = make_views(images, views, **arguments)
+    for got, wanted in zip(finish_views(crops, views, **arguments), expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)

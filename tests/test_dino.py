@@ -10,7 +10,7 @@ from lightly.loss import DINOLoss
 from torch import Tensor
 
 from ssl_retrieval import backbones, optim
-from ssl_retrieval.augment import Augment, make_views
+from ssl_retrieval.augment import Augment, Output, make_views
 from ssl_retrieval.defaults import Facts, fill_method
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.methods import dino
@@ -249,8 +249,7 @@ def test_a_step_on_views_as_the_loop_makes_them() -> None:
             seed=0,
             step=step,
             samples=torch.arange(4),
-            mean=(0.5,) * 3,
-            std=(0.25,) * 3,
+            output=Output(mean=(0.5,) * 3, std=(0.25,) * 3),
         )
         optimizer.zero_grad()
         loss = method.step(views, step / 12).loss
