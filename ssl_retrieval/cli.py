@@ -21,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+data_app = typer.Typer(help="Prepare images.", rich_markup_mode="rich")
+app.add_typer(data_app, name="data")
+
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -44,6 +47,34 @@ def _root(
         print(__version__)
     elif context.invoked_subcommand is None:
         print(context.get_help())
+
+
+@data_app.callback(invoke_without_command=True)
+def _data(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@data_app.command("pack")
+def data_pack(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A folder of images.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The .npy file to write.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="size=256: side in pixels. on_error=skip, or fail."),
+    ] = None,
+) -> None:
+    """Decode a folder of images once, into one file of squares for fast pretraining.
+
+    Stopped, the same command goes on. Train on it with data.name=packed data.root=DST.
+
+    Example: ssl-retrieval data pack photos photos.npy size=256
+    """
+    from ssl_retrieval import config
+    from ssl_retrieval.packing import PackConfig, pack_folder
+
+    cfg = config.load(PackConfig, None, settings or [])
+    print(pack_folder(source.expanduser(), target.expanduser(), cfg))
 
 
 @app.command()

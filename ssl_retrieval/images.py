@@ -1,24 +1,23 @@
-"""From image files to pixels: listing, decoding, and packing a training set into one array file."""
+"""From image files to pixels: listing and decoding."""
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
-from ssl_retrieval.atomic import atomic_path
-from ssl_retrieval.console import progress_bar, say
+from ssl_retrieval.console import say
 from ssl_retrieval.errors import ImageError, UserError
-from ssl_retrieval.types import ImageSet, digest_of
+from ssl_retrieval.types import ImageSet
 
 MAX_PIXELS = 200_000_000
 """Larger images are refused before they are decoded."""
@@ -43,11 +42,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SWAPS_SIDES = frozenset({5, 6, 7, 8})
 
-_CHUNK = 256
 
-
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, at_least: int | None = None) -> Image.Image:
     """Decode one image file to upright 8-bit RGB.
 
     Transparency is composited on white, an animation gives its first frame, the EXIF orientation is
@@ -57,6 +55,10 @@ def load_image(path: Path) -> Image.Image:
 
     Args:
         path: The file. Its content decides the format, not its suffix.
+        at_least: The short side in pixels to which the image will be resized; None = decode it as stored.
+            A much larger JPEG then comes at a half, a quarter or an eighth of its size, which is several
+            times faster, but with a short side of twice ``at_least`` or more: the decoder leaves out
+            frequencies block by block, and a last halving by an antialiased resize hides that.
 
     Returns:
         A PIL image of mode RGB.
@@ -65,9 +67,92 @@ def load_image(path: Path) -> Image.Image:
         ImageError: The file is missing, empty, no image, damaged or larger than ``MAX_PIXELS``. The text
             is the reason, without the path.
     """
+    if at_least is None:
+        return load_reduced(path, lambda width, height: 1)[0]
+    return load_reduced(path, lambda width, height: min(width, height) // (2 * at_least))[0]
+
+
+def load_reduced(path: Path, factor: Callable[[int, int], int]) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode one image file as `load_image` does, a JPEG only as finely as is needed.
+
+    Args:
+        path: The file.
+        factor: Upright width and height -> how many times smaller each side may become. It is asked for
+            JPEGs only; the result is divided by 1, 2, 4 or 8, never by more than it says.
+
+    Returns:
+        The image, and the upright width and height that it would have had without reduction.
+
+    Raises:
+        ImageError: As `load_image`.
+    """
+    with _opened(path) as image:
+        if not isinstance(image, JpegImageFile):
+            image.load()
+            upright = _turn_upright(image, _orientation(image))
+            return _to_rgb(upright), upright.size
+        orientation = _orientation(image)
+        full = image.size[::-1] if orientation in _SWAPS_SIDES else image.size
+        return _to_rgb(_turn_upright(_reduced(image, factor(*full)), orientation)), full
+
+
+def _reduced(image: JpegImageFile, largest: int) -> Image.Image:
+    divisor = next((d for d in (8, 4, 2) if d <= largest), 1)
+    if divisor == 1:
+        image.load()
+        return image
+    width, height = image.size
+    image.draft(None, (max(1, width // divisor), max(1, height // divisor)))
+    image.load()
+    # The last column and row may stand for a part of a pixel; less than half of one is cut off.
+    return image.crop((0, 0, max(1, round(width / divisor)), max(1, round(height / divisor))))
+
+
+def header_size(path: Path) -> tuple[int, int]:
+    """Read an image's width and height, as stored, without decoding it.
+
+    Raises:
+        ImageError: The file is missing, empty, no image or larger than ``MAX_PIXELS``.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
+def header_sizes(images: ImageSet) -> list[tuple[int, int] | str]:
+    """Look at every image without decoding it.
+
+    Args:
+        images: N images.
+
+    Returns:
+        For each its `header_size`, or the reason why it cannot be read.
+    """
+
+    def look(part: range) -> list[tuple[int, int] | str]:
+        found: list[tuple[int, int] | str] = []
+        for index in part:
+            try:
+                found.append(header_size(images.file(index)))
+            except ImageError as error:
+                found.append(str(error))
+        return found
+
+    parts = [range(i, min(i + 64, len(images))) for i in range(0, len(images), 64)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [size for part in pool.map(look, parts) for size in part]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[ImageFile]:
     try:
-        with path.open("rb") as file:
-            return _decode(file)
+        with path.open("rb") as file, _explained():
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ImageError("empty file (0 bytes)")
+            image = Image.open(file, formats=_FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"too large: {width}x{height} pixels (at most {MAX_PIXELS})")
+            yield image
     except FileNotFoundError:
         raise ImageError("file does not exist") from None
     except PermissionError:
@@ -78,16 +163,10 @@ def load_image(path: Path) -> Image.Image:
         raise ImageError(f"cannot be read: {error.strerror or error}") from None
 
 
-def _decode(file: BinaryIO) -> Image.Image:
-    if os.fstat(file.fileno()).st_size == 0:
-        raise ImageError("empty file (0 bytes)")
+@contextmanager
+def _explained() -> Iterator[None]:
     try:
-        image = Image.open(file, formats=_FORMATS)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ImageError(f"too large: {width}x{height} pixels (at most {MAX_PIXELS})")
-        image.load()
-        return _to_rgb(_turn_upright(image))
+        yield
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -98,11 +177,14 @@ def _decode(file: BinaryIO) -> Image.Image:
         raise ImageError(f"{'truncated' if is_cut_short else 'cannot be decoded'}: {reason}") from None
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged metadata, of any kind, leaves the pixels readable
-        return image
+        return 1
+
+
+def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -244,133 +326,18 @@ def _content_digest(file: Path) -> str:
         return "missing"
 
 
-@dataclass(frozen=True, eq=False)
-class Packed:
-    """Images decoded once, all of one size, in one memory-mapped file.
-
-    Attributes:
-        pixels: uint8 [N, 3, size, size], RGB, read-only, on disk.
-        paths: Their N ids.
-        skipped: (id, reason) of the images that could not be decoded.
-        key: Hash of their paths, contents and size.
-    """
-
-    pixels: NDArray[np.uint8]
-    paths: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
-    key: str = ""
-
-    def __post_init__(self) -> None:
-        """Check that every path has its pixels."""
-        assert self.pixels.dtype == np.uint8
-        assert self.pixels.shape[:2] == (len(self.paths), 3)
-
-
-def pack(images: ImageSet, size: int, file: Path, on_error: str) -> Packed:
-    """Decode images into one ``.npy`` file of squares, or reuse the file when nothing has changed.
-
-    The short side becomes ``size`` pixels (bicubic, antialiased), the centre is kept. Beside ``file``
-    stands a ``.json`` with the ids, the skipped images, and the key: a hash of paths, contents and size.
-
-    Args:
-        images: What to pack.
-        size: Side of the squares in pixels.
-        file: The ``.npy`` file to write.
-        on_error: ``skip`` leaves unreadable images out, ``fail`` refuses them.
-
-    Returns:
-        The images that could be read, in the order of ``images``.
-
-    Raises:
-        UserError: An image cannot be read and ``on_error`` is ``fail``, or none can be read.
-    """
-    assert len(images) > 0
-    assert on_error in ("skip", "fail")
-    assert file.suffix == ".npy"
-    key = digest_of([size, images.paths, content_digests(images)])
-    index_file = file.with_suffix(".json")
-    index = _read_index(index_file) if file.exists() else {}
-    if index.get("key") != key:
-        # A run killed between the two writes must not leave an old index beside new pixels.
-        index_file.unlink(missing_ok=True)
-        with atomic_path(file) as partial:
-            kept, skipped = _write_pixels(images, size, partial, on_error)
-        index = {"key": key, "size": size, "paths": kept, "skipped": skipped}
-        with atomic_path(index_file) as partial:
-            partial.write_text(json.dumps(index))
-    packed = Packed(
-        # Copy-on-write, for torch warns about read-only memory; the file itself never changes.
-        pixels=np.load(file, mmap_mode="c"),
-        paths=tuple(index["paths"]),
-        skipped=tuple((path, reason) for path, reason in index["skipped"]),
-        key=key,
-    )
-    if packed.skipped and on_error == "fail":
-        raise _unreadable(images, *packed.skipped[0])
-    return packed
-
-
-def _read_index(file: Path) -> dict:
-    try:
-        index = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return index if isinstance(index, dict) else {}
-
-
-def _write_pixels(
-    images: ImageSet, size: int, file: Path, on_error: str
-) -> tuple[list[str], list[tuple[str, str]]]:
-    kept: list[str] = []
-    skipped: list[tuple[str, str]] = []
-    with file.open("wb") as out, progress_bar() as progress:
-        _write_npy_header(out, len(images), size)
-        steps = progress.track(_squares(images, size), total=len(images), description="decoding")
-        for path, square in zip(images.paths, steps, strict=True):
-            if isinstance(square, str):
-                if on_error == "fail":
-                    raise _unreadable(images, path, square)
-                skipped.append((path, square))
-            else:
-                kept.append(path)
-                out.write(square.tobytes())
-        # numpy pads the header so that the number of rows can change without moving the rows.
-        _write_npy_header(out, len(kept), size)
-    if not kept:
-        path, reason = skipped[0]
-        raise UserError(
-            f"none of the {len(images)} images in {str(images.root)!r} can be read: check the files; "
-            f"the first, {path!r}: {reason}"
-        )
-    return kept, skipped
-
-
-def _write_npy_header(out: BinaryIO, rows: int, size: int) -> None:
-    out.seek(0)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (rows, 3, size, size)}
-    np.lib.format.write_array_header_1_0(out, header)
-
-
-def _squares(images: ImageSet, size: int) -> Iterator[NDArray[np.uint8] | str]:
-    def square(index: int) -> NDArray[np.uint8] | str:
-        try:
-            image = load_image(images.file(index))
-        except ImageError as error:
-            return str(error)
-        # `fit` cuts before it scales: a 20000 x 20 image never becomes a giant one.
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        return np.asarray(image).transpose(2, 0, 1)
-
-    # Pillow decodes and scales without the interpreter's lock, so threads are enough. Chunks bound what
-    # waits in memory when one image is slow.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(images), _CHUNK):
-            yield from pool.map(square, range(start, min(start + _CHUNK, len(images))))
-
-
-def _unreadable(images: ImageSet, path: str, reason: str) -> UserError:
+def unreadable(images: ImageSet, path: str, reason: str) -> UserError:
+    """Put into one line that an image cannot be read where ``on_error=fail``."""
     return UserError(
         f"cannot read {str(images.root / path)!r}: {reason}; repair or remove it, or set data.on_error=skip"
+    )
+
+
+def none_readable(images: ImageSet, path: str, reason: str) -> UserError:
+    """Put into one line that no image can be read; the first one's reason may be every one's."""
+    return UserError(
+        f"none of the {len(images)} images in {str(images.root)!r} can be read: check the files; "
+        f"the first, {path!r}: {reason}"
     )
 
 

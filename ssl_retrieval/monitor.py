@@ -19,12 +19,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from ssl_retrieval import backbones, collapse, metrics, plugins
-from ssl_retrieval.augment import Augment, View, make_views
+from ssl_retrieval.augment import Augment, Output, View, make_views
 from ssl_retrieval.console import say
 from ssl_retrieval.data.tasks import answerable, require_positives, subsample
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.images import Packed, pack, report_skipped
+from ssl_retrieval.images import report_skipped
 from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.packing import Packed, pack
 from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.search import relevant_ranks, top_k
 from ssl_retrieval.types import ImageSet, IntArray, Task, VectorArray
@@ -106,7 +107,7 @@ class _Images:
     """Rows of a packed file.
 
     Attributes:
-        pixels: uint8 [M, 3, H, W].
+        pixels: uint8 [M, H, W, 3].
         numbers: int64 [N], which of them.
         changed: Whether to show the changed view instead of the image itself.
     """
@@ -277,7 +278,7 @@ class Monitor:
     def _chunks(self, images: _Images) -> Iterator[Tensor]:
         for start in range(0, len(images.numbers), self.cfg.batch_size):
             numbers = images.numbers[start : start + self.cfg.batch_size]
-            pixels = torch.from_numpy(images.pixels[numbers]).to(self.device)
+            pixels = torch.from_numpy(images.pixels[numbers]).permute(0, 3, 1, 2).to(self.device)
             yield self._changed(pixels, numbers) if images.changed else self._clean(pixels)
 
     def _clean(self, pixels: Tensor) -> Tensor:
@@ -294,8 +295,7 @@ class Monitor:
             seed=CHANGED_SEED,
             step=0,
             samples=torch.from_numpy(numbers).to(self.device),
-            mean=self.spec.mean,
-            std=self.spec.std,
+            output=Output(self.spec.mean, self.spec.std),
         )[0]
 
     def _scores(self, queries: VectorArray, gallery: VectorArray) -> dict[str, float]:

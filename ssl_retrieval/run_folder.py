@@ -1,16 +1,15 @@
 """What stands in a run's folder besides weights: whose it is, and what was chosen at its start."""
 
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import SafetensorError
 
-from ssl_retrieval import config
+from ssl_retrieval import config, locking
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import Choices
@@ -21,34 +20,21 @@ BEST = "best.safetensors"
 CONFIG = "config.yaml"
 CHOICES = "choices.json"
 RUNTIME = "runtime.json"
+IMAGES = "images.npy"
+SOURCE = "source.json"
 MONITOR = "monitor.jsonl"
 
-_MAY_CHANGE = {"out", "device", "save_every_s", "log_every"}
+_MAY_CHANGE = {"out", "device", "save_every_s", "log_every", "num_workers"}
 
 
-def lock(out: Path) -> AbstractContextManager[Any]:
+def lock(out: Path) -> AbstractContextManager[None]:
     """Keep other processes out of the folder while the returned context is open.
-
-    The system lets go of it when the process ends, however that happens. Windows has no such lock.
 
     Raises:
         UserError: Another process holds it.
     """
-    if sys.platform == "win32":
-        return nullcontext()
-    import fcntl
-
-    out.mkdir(parents=True, exist_ok=True)
-    handle = (out / ".lock").open("a")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        raise UserError(f"{out}: another process is training here: stop it, or use another out") from None
-    except OSError:
-        # Some network disks have no locks; training there is allowed all the same.
-        return handle
-    return handle
+    refusal = f"{out}: another process is training here: stop it, or use another out"
+    return locking.hold(out / ".lock", refusal)
 
 
 def claim(out: Path, cfg: Any) -> None:
@@ -75,7 +61,7 @@ def claim(out: Path, cfg: Any) -> None:
         return
     # What was timed holds for the same job, or a run that was killed early could end with other weights.
     keep_runtime = before is not None and not changed
-    for name in (CHOICES, BEST, MONITOR, *([] if keep_runtime else [RUNTIME])):
+    for name in (CHOICES, BEST, MONITOR, *([] if keep_runtime else [RUNTIME, SOURCE])):
         (out / name).unlink(missing_ok=True)
     with atomic_path(file) as partial:
         config.save(cfg, partial)

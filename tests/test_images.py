@@ -1,6 +1,5 @@
 """Decoding is checked against the pixels that were written, format by format."""
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -14,9 +13,10 @@ from ssl_retrieval import images as images_module
 from ssl_retrieval.errors import ImageError, UserError
 from ssl_retrieval.images import (
     content_digests,
+    header_size,
+    header_sizes,
     list_images,
     load_image,
-    pack,
     report_skipped,
     shrink,
 )
@@ -230,6 +230,23 @@ def test_too_large_is_refused_before_decoding_and_without_a_warning(
         assert _reason(tmp_path / "a.png").startswith("too large: 20000x5000 pixels")
 
 
+def test_headers_are_read_without_decoding(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    whole = write(tmp_path / "whole.jpg", noise).read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    names = ("half.jpg", "empty.jpg", "text.jpg", "gone.jpg", "whole.jpg")
+    assert header_size(tmp_path / "half.jpg") == (48, 64)
+    assert header_sizes(ImageSet(tmp_path, names)) == [
+        (48, 64),
+        "empty file (0 bytes)",
+        "not an image",
+        "file does not exist",
+        (48, 64),
+    ]
+
+
 def test_shrink_averages_instead_of_picking() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
@@ -286,87 +303,6 @@ def test_content_digests_follow_the_bytes(tmp_path: Path) -> None:
     assert first == third != second
     assert len(first) == 32
     assert gone == "missing"
-
-
-@pytest.fixture
-def six_images(tmp_path: Path) -> ImageSet:
-    """Four good ones of different shapes, an empty and a missing one."""
-    root = tmp_path / "six"
-    write(root / "0.png")
-    write(root / "2.png", np.full((1, 1, 3), 77, np.uint8))
-    Image.new("RGB", (20000, 20), (9, 8, 7)).save(root / "3.png")
-    (root / "1.png").touch()
-    write(root / "5.png", np.full((40, 30, 3), 5, np.uint8))
-    return ImageSet(root, tuple(f"{i}.png" for i in range(6)))
-
-
-def test_pack_keeps_the_readable_in_order(six_images: ImageSet, tmp_path: Path) -> None:
-    packed = pack(six_images, 8, tmp_path / "packed.npy", "skip")
-    assert packed.paths == ("0.png", "2.png", "3.png", "5.png")
-    assert packed.skipped == (("1.png", "empty file (0 bytes)"), ("4.png", "file does not exist"))
-    assert packed.pixels.shape == (4, 3, 8, 8)
-    assert packed.pixels.dtype == np.uint8
-    assert isinstance(packed.pixels, np.memmap)
-    assert (packed.pixels[1] == 77).all()
-    assert (packed.pixels[2] == np.array([9, 8, 7])[:, None, None]).all()
-    # 24 x 16 to 8 x 8: the centre is kept, so that the four colours meet in the middle.
-    assert packed.pixels[0, :, 0, 0].tolist() == pytest.approx(CORNERS[0, 0].tolist(), abs=12)
-    assert packed.pixels[0, :, -1, -1].tolist() == pytest.approx(CORNERS[-1, -1].tolist(), abs=12)
-    assert len(np.load(tmp_path / "packed.npy")) == 4
-
-
-def test_pack_equals_resize_then_crop(tmp_path: Path) -> None:
-    ramp = np.broadcast_to(np.linspace(0, 255, 96, dtype=np.uint8)[None, :, None], (64, 96, 3))
-    write(tmp_path / "a.png", np.ascontiguousarray(ramp))
-    packed = pack(ImageSet(tmp_path, ("a.png",)), 32, tmp_path / "p.npy", "fail")
-    by_hand = Image.fromarray(np.ascontiguousarray(ramp)).resize((48, 32), Image.Resampling.BICUBIC)
-    expected = np.asarray(by_hand.crop((8, 0, 40, 32))).transpose(2, 0, 1).astype(int)
-    assert np.abs(packed.pixels[0].astype(int) - expected)[:, :, 1:-1].max() <= 1
-
-
-def test_pack_is_reused_only_while_nothing_changes(
-    six_images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "packed.npy"
-    decoded: list[Path] = []
-
-    def count(path: Path) -> Image.Image:
-        decoded.append(path)
-        return load_image(path)
-
-    monkeypatch.setattr(images_module, "load_image", count)
-    first = pack(six_images, 8, file, "skip")
-    again = pack(six_images, 8, file, "skip")
-    assert len(decoded) == 6
-    assert again.paths == first.paths
-    assert again.skipped == first.skipped
-    assert (again.pixels == first.pixels).all()
-    write(six_images.root / "1.png")
-    assert len(pack(six_images, 8, file, "skip").paths) == 5
-    assert pack(six_images, 4, file, "skip").pixels.shape == (5, 3, 4, 4)
-    assert len(decoded) == 18
-
-
-def test_pack_survives_a_broken_index(six_images: ImageSet, tmp_path: Path) -> None:
-    pack(six_images, 8, tmp_path / "packed.npy", "skip")
-    (tmp_path / "packed.json").write_text("{")
-    assert len(pack(six_images, 8, tmp_path / "packed.npy", "skip").paths) == 4
-    assert json.loads((tmp_path / "packed.json").read_text())["size"] == 8
-
-
-def test_pack_fails_at_the_first_bad_image_when_told_so(six_images: ImageSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1\.png': empty file"):
-        pack(six_images, 8, tmp_path / "packed.npy", "fail")
-    assert not (tmp_path / "packed.npy").exists()
-    pack(six_images, 8, tmp_path / "packed.npy", "skip")
-    with pytest.raises(UserError, match=r"1\.png': empty file"):
-        pack(six_images, 8, tmp_path / "packed.npy", "fail")
-
-
-def test_pack_refuses_when_nothing_is_readable(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none of the 2 images"):
-        pack(ImageSet(tmp_path, ("a.png", "b.png")), 8, tmp_path / "packed.npy", "skip")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_report_skipped_names_ten(said: list[str]) -> None:

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ssl_retrieval import backbones, config, monitor, plugins
-from ssl_retrieval.augment import View, make_views
+from ssl_retrieval.augment import Output, View, make_views
 from ssl_retrieval.data.tasks import labelled, subsample, task_from_groups
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.images import Packed
 from ssl_retrieval.monitor import Monitor, MonitorConfig
 from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.packing import Packed
 from ssl_retrieval.types import Task
 
 SPEC = InputSpec(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -52,7 +52,7 @@ def packed(num: int = 40, size: int = 32, spread: float = 1.0) -> Packed:
     draw = np.random.default_rng(0)
     colours = 128 + spread * draw.uniform(-110, 110, (num, 3, 1, 1))
     pixels = np.clip(colours + draw.normal(0, 15, (num, 3, size, size)), 0, 255).astype(np.uint8)
-    return Packed(pixels, tuple(f"{i}.png" for i in range(num)), ())
+    return Packed(pixels.transpose(0, 2, 3, 1), tuple(f"{i}.png" for i in range(num)), ())
 
 
 def made(tmp_path: Path, *, validation: Any = None, images: Packed | None = None, **options: Any) -> Monitor:
@@ -254,8 +254,8 @@ def test_self_search_is_the_mean_reciprocal_rank_of_the_image_itself(tmp_path: P
     images = packed(num=30)
     found = made(tmp_path, images=images, max_images=12, seed=3).check(Pixels(), 0).values
     numbers = torch.tensor(sorted(np.random.default_rng(3).permutation(30)[:12].tolist()))
-    pixels = torch.from_numpy(images.pixels)[numbers]
-    options: Any = {"seed": monitor.CHANGED_SEED, "step": 0, "mean": SPEC.mean, "std": SPEC.std}
+    pixels = images.tensor()[numbers]
+    options: Any = {"seed": monitor.CHANGED_SEED, "step": 0, "output": Output(SPEC.mean, SPEC.std)}
     (changed,) = make_views(pixels, [View(monitor.CHANGED, 32)], samples=numbers, **options)
     q, g = (nnf.normalize(Pixels().forward_head(v, True), dim=1) for v in (changed, pixels / 127.5 - 1))
     scores = q @ g.T
