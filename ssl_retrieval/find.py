@@ -53,7 +53,8 @@ def find(embeddings: Path, query: Path, k: int, device: str = "auto") -> list[Hi
         )
     if identity["weights"] != stored.meta["weights"]:
         raise UserError(f"{embeddings}: the weights of {cfg.name!r} have changed since: run `embed` again")
-    vector = l2_normalize(embed_image(representation, query, stored.meta["image_size"]))
+    precision = stored.meta.get("precision", "fp32")
+    vector = l2_normalize(embed_image(representation, query, stored.meta["image_size"], precision))
     ranking = top_k(vector, l2_normalize(stored.vectors), min(k, len(stored.ids)))
     root = Path(stored.meta["images"]["root"])
     return [

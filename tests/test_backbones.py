@@ -390,4 +390,5 @@ def test_the_input_is_resized_cut_and_normalised_as_timm_does() -> None:
     theirs = create_transform(
         32, mean=SPEC.mean, std=SPEC.std, interpolation="bicubic", crop_pct=0.875, crop_mode="center"
     )
-    torch.testing.assert_close(SPEC(image), theirs(image))
+    # timm resizes with Pillow: the same but for rounding, a step of 8 bits here and there.
+    torch.testing.assert_close(SPEC(image), theirs(image), atol=1.01 / 255 / min(SPEC.std), rtol=0)

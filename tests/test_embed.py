@@ -19,7 +19,7 @@ from command_line import ONE_THREAD, Command, run_in_own_process
 from made_up_photos import photo, write_flat_photos, write_photos
 from PIL import Image
 
-from ssl_retrieval import backbones, config, embedding_files, images, plugins
+from ssl_retrieval import backbones, config, embedding_files, images, plugins, workers
 from ssl_retrieval import embed as embed_module
 from ssl_retrieval.embed import EmbedOptions, Representation, embed
 from ssl_retrieval.errors import UserError
@@ -446,13 +446,19 @@ def test_a_network_that_gives_nan_is_refused_with_the_image(
     assert not (tmp_path / "out").exists()
 
 
-def test_workers_are_chosen_by_machine_and_extractor() -> None:
-    def chosen(family: str, count: int) -> int:
-        return embed_module._num_workers(EmbedOptions(), CPU, family, count)
+def test_workers_are_chosen_by_the_number_of_images_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(count: int, beside: bool, asked: int = -1) -> int:
+        return embed_module._num_workers(asked, count, beside)
 
-    assert chosen("hand-crafted", 10) == 0
-    assert 1 <= chosen("off-the-shelf", 1000) <= chosen("hand-crafted", 1000) <= 16
-    assert embed_module._num_workers(EmbedOptions(num_workers=3), CPU, "random", 10) == 3
+    monkeypatch.setattr(workers, "usable_cores", lambda: 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert [chosen(10, True), chosen(10, False)] == [0, 0]
+    assert [chosen(1000, True), chosen(1000, False)] == [6, 4]
+    assert [chosen(10, True, 3), chosen(1000, False, 0), chosen(0, True, 3)] == [3, 0, 0]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert chosen(1000, False) == 0
+    monkeypatch.setattr(workers, "usable_cores", lambda: 99)
+    assert chosen(1000, True) == 16
 
 
 def test_copies_of_a_folder_share_their_key(root: Path, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ssl_retrieval import backbones, pooling
-from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.network_input import InputSpec, Normalize
 
 
 class PooledNetwork(nn.Module):
-    """float [B, 3, H, W] -> [B, D]: the pooled last map of a network.
+    """uint8 [B, 3, H, W] -> [B, D]: the pooled last map of a network.
 
     Attributes:
         model: A network from `backbones.make`.
@@ -29,16 +29,18 @@ class PooledNetwork(nn.Module):
         super().__init__()
         self.pool = None if pool == "model" else pooling.get(pool)
         self.model, self.preprocess_spec = model, spec
+        self.normalize = Normalize(spec.mean, spec.std)
         self.weights_digest = backbones.weights_digest(model)
         with torch.inference_mode():
             self.dim = int(self(torch.zeros(1, 3, spec.size, spec.size)).shape[1])
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Make the input: RGB image -> float32 [3, H, W]."""
-        return self.preprocess_spec(image)
+        """Make the input: RGB image -> uint8 [3, H, W]. Normalising is left to `forward`."""
+        return self.preprocess_spec.pixels(image)
 
     def forward(self, batch: Tensor) -> Tensor:
-        """Embed: float32 [B, 3, H, W] -> [B, dim]."""
+        """Embed: uint8 [B, 3, H, W], or float32 that is normalised already -> [B, dim]."""
+        batch = self.normalize(batch)
         if self.pool is None:
             return backbones.own_pooling(self.model, batch)
         return self.pool(backbones.feature_map(self.model, batch))
