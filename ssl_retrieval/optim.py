@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightly.utils.lars import LARS
 from timm.models import group_parameters
 from torch import nn
 
 from ssl_retrieval.defaults import Facts, given
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.lars import LARS
 from ssl_retrieval.schedules import cosine
 from ssl_retrieval.types import Choices
 
@@ -212,7 +212,7 @@ def check_given(cfg: OptimizerConfig) -> None:
             if value is not None and not fits(value):
                 raise UserError(f"optimizer.{name}={value}: {needed} is needed")
     if cfg.name == "lars" and cfg.weight_decay == 0:
-        # lightly's LARS takes groups without weight decay for biases and does not adapt their rate.
+        # LARS takes groups without weight decay for biases and does not adapt their rate.
         raise UserError("optimizer.weight_decay=0 turns lars into plain sgd: set it above 0, or name=sgd")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_retrieval.errors import UserError
 
@@ -18,10 +18,22 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a step computes: ``precision`` of the autocast region and ``memory_format``."""
+    """How a step computes.
+
+    Attributes:
+        precision: Of the autocast region.
+        memory_format: Of weights and views.
+        compile: One of `compiling.PARTS`.
+    """
 
     precision: str
     memory_format: str
+    compile: str = "none"
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Give ``memory_format`` as torch has it."""
+        return LAYOUTS[self.memory_format]
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Open the region in which the network computes in ``precision``."""
@@ -29,12 +41,7 @@ class Runtime:
 
     def place(self, module: nn.Module) -> None:
         """Lay out a module's weights."""
-        module.to(memory_format=LAYOUTS[self.memory_format])
-
-    def arrange(self, views: list[Tensor]) -> list[Tensor]:
-        """Lay out float [B, 3, S, S] views; noise [B, num] stays as it is."""
-        layout = LAYOUTS[self.memory_format]
-        return [view.contiguous(memory_format=layout) if view.ndim == 4 else view for view in views]
+        module.to(memory_format=self.layout)
 
 
 def without_trial(precision: str, memory_format: str, device: torch.device) -> Runtime:

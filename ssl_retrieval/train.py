@@ -3,19 +3,21 @@
 import dataclasses
 import json
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ssl_retrieval import (
     checkpoint,
+    compiling,
     config,
     devices,
     distributed,
+    feed,
     memory,
     optim,
     plugins,
@@ -23,21 +25,24 @@ from ssl_retrieval import (
     run_folder,
 )
 from ssl_retrieval.atomic import atomic_path, require_writable
-from ssl_retrieval.augment import make_views
+from ssl_retrieval.augment import Output
 from ssl_retrieval.console import say
 from ssl_retrieval.defaults import given
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.images import Packed, pack, report_skipped
 from ssl_retrieval.methods.base import BaseMethod
 from ssl_retrieval.monitor import Monitor
 from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.packed import Packed
 from ssl_retrieval.run_log import RunLog
 from ssl_retrieval.run_state import RunState
 from ssl_retrieval.sampler import Sampler
+from ssl_retrieval.streaming import Stream
 from ssl_retrieval.train_config import ModelConfig as ModelConfig
 from ssl_retrieval.train_config import PretrainConfig as PretrainConfig
 from ssl_retrieval.train_config import check
+from ssl_retrieval.train_images import open_images, some_packed
 from ssl_retrieval.train_setup import build_backbone, settle
+from ssl_retrieval.train_step import Stepper, forward, view_pixels
 
 TRIAL_IMAGES = 64
 """Images per step while precision and layout are chosen: enough to tell, and soon done."""
@@ -68,9 +73,9 @@ def pretrain(cfg: PretrainConfig) -> Path:
         distributed.barrier()
         distributed.require_same(str((out / run_folder.CONFIG).is_file()), "the run's folder")
         memory.keep_freed(device)
-        packed = _pack(cfg, out)
+        source, reason = open_images(cfg, out)
         try:
-            return _Run(cfg, out, device, packed, share).finish()
+            return _Run(cfg, out, device, source, share).finish(reason)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory on {device} with {share} images at a time: set "
@@ -78,37 +83,17 @@ def pretrain(cfg: PretrainConfig) -> Path:
             ) from error
 
 
-def _pack(cfg: PretrainConfig, out: Path) -> Packed:
-    images = plugins.find("dataset", cfg.data.name).images(cfg.data)
-
-    def read() -> Packed:
-        return pack(images, cfg.pack_size or cfg.model.image_size, out / "images.npy", cfg.data.on_error)
-
-    if distributed.rank() == 0:
-        packed = read()
-        report_skipped(packed.skipped, str(images.root))
-    distributed.barrier()
-    packed = packed if distributed.rank() == 0 else read()
-    if len(packed.paths) < cfg.batch_size:
-        raise UserError(
-            f"batch_size={cfg.batch_size} is larger than the {len(packed.paths)} readable training images: "
-            "lower batch_size or add images"
-        )
-    distributed.require_same(packed.key, "the training images")
-    return packed
-
-
 class _Run:
     """One training run: everything that changes from step to step."""
 
     def __init__(
-        self, cfg: PretrainConfig, out: Path, device: torch.device, packed: Packed, share: int
+        self, cfg: PretrainConfig, out: Path, device: torch.device, source: Packed | Stream, share: int
     ) -> None:
-        self.out, self.device, self.packed, self.share = out, device, packed, share
+        self.out, self.device, self.source, self.share = out, device, source, share
         self.first = distributed.rank() == 0
         module = plugins.find("method", cfg.method.name)
         backbone, self.card = build_backbone(cfg, module)
-        self.cfg = cfg = settle(cfg, module, len(packed.paths), backbone, out)
+        self.cfg = cfg = settle(cfg, module, len(source.paths), backbone, out)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             method: BaseMethod = module.Method(cfg.method, backbone)
@@ -117,11 +102,13 @@ class _Run:
         self.method = method.to(device)
         self.input = InputSpec.from_dict(self.card.input)
         self.optimizer = optim.make(cfg.optimizer, method, cfg.batch_size, device.type)
-        self.sampler = Sampler(len(packed.paths), cfg.batch_size, cfg.seed)
+        self.sampler = Sampler(len(source.paths), cfg.batch_size, cfg.seed)
         self.total = self.sampler.steps_per_epoch * given(cfg.epochs)
-        self.state = RunState(out, packed.key, f"{cfg.method.name} on {cfg.model.name}")
+        self.state = RunState(out, source.key, f"{cfg.method.name} on {cfg.model.name}")
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
-        self.pixels = torch.from_numpy(np.asarray(packed.pixels))
+        views = self.method.views(cfg.model.image_size)
+        self.feed, self.where = feed.make(source, views, cfg.seed, device)
+        self.unseen: list[tuple[int, Tensor]] = []
         self.monitor = self._make_monitor()
 
     @property
@@ -129,8 +116,12 @@ class _Run:
         """Count the steps done."""
         return self.state.step
 
-    def finish(self) -> Path:
-        """Run what is left of the training."""
+    def finish(self, reason: str) -> Path:
+        """Run what is left of the training.
+
+        Args:
+            reason: Why the images come in the form they have, in words.
+        """
         self.state.resume(self.method, self.optimizer, self.scaler, self.device)
         distributed.require_same(f"{self.step} of {self.total}", "the step to go on from")
         file = self.out / run_folder.CHECKPOINT
@@ -144,11 +135,12 @@ class _Run:
         if self.step:
             say(f"{self.out}: going on at step {self.step} of {self.total}")
         runtime = self._runtime()
-        runtime.place(self.method)
+        say(f"training images: {self.where} ({reason})")
         say(
-            f"training on {len(self.packed.paths)} images: {self.cfg.epochs} epochs of "
+            f"training on {len(self.source.paths)} images: {self.cfg.epochs} epochs of "
             f"{self.sampler.steps_per_epoch} steps, batch {self.cfg.batch_size}, {runtime.precision} "
             f"{runtime.memory_format}, {self.device}"
+            + (f", {runtime.compile} compiled" if runtime.compile != "none" else "")
             + (f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
         )
         self._loop(runtime)
@@ -157,97 +149,73 @@ class _Run:
 
     def _loop(self, runtime: precision.Runtime) -> None:
         started, saved = time.monotonic() - self.state.seconds, time.monotonic()
-        stepper = self._stepper()
-        with RunLog(
+        stepper = Stepper(self.cfg, self.method, self.optimizer, self.scaler, runtime, self.device)
+        log = RunLog(
             self.out,
             self.step,
             self.total,
             self.sampler.steps_per_epoch,
             self.cfg.batch_size,
             writes=self.first,
-        ) as log:
+        )
+        with log, closing(self.feed.batches(self._requests(), self._output(runtime))) as views:
             if self.step == 0:
                 self._watch(log)
             while self.step < self.total:
-                loss, logs, rates = self._train_step(stepper, runtime)
+                loss, logs = stepper.run(views, self.step, self.total)
                 self.state.step += 1
-                value = float(distributed.mean(loss))
-                if not np.isfinite(value):
-                    raise UserError(self._not_finite(f"the loss is {value}"))
+                self.unseen.append((self.step, loss))
                 last = self.step == self.total
                 save = last or time.monotonic() - saved > self.cfg.save_every_s
-                if self.step % self.cfg.log_every == 0 or save or self.step == 1:
-                    log.write(self.step, {"loss": value} | rates | {k: float(v) for k, v in logs.items()})
-                log.advance(self.step, value)
+                writes = self.step % self.cfg.log_every == 0 or save or self.step == 1
+                # To read a number from a GPU is to wait for it: only where it is written down or said.
+                if writes or self.step % self.sampler.steps_per_epoch == 0 or self._reads_every_step():
+                    value = self._read_losses()
+                    log.advance(self.step, value)
+                if writes:
+                    values = {"loss": value, "lr": stepper.lr, "weight_decay": stepper.weight_decay}
+                    log.write(self.step, values | {name: float(found) for name, found in logs.items()})
                 self.state.seconds = time.monotonic() - started
                 self._watch(log)
-                if save and self.first:
-                    self._save()
+                if save:
+                    if self.first:
+                        self._save()
                     saved = time.monotonic()
             distributed.barrier()
 
-    def _stepper(self) -> nn.Module:
-        if distributed.world_size() == 1:
-            return self.method
-        return distributed.parallel(self.method)
+    def _reads_every_step(self) -> bool:
+        return self.device.type == "cpu"
 
-    def _train_step(
-        self, stepper: nn.Module, runtime: precision.Runtime
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
-        cfg, progress = self.cfg, self.step / self.total
-        lr, decay = optim.schedule(cfg.optimizer, self.optimizer, progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        for part in range(cfg.accumulate):
-            self._seed_dropout(part)
-            views = runtime.arrange(self._views(self.step, part))
-            waits = part + 1 < cfg.accumulate and isinstance(stepper, DistributedDataParallel)
-            with stepper.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                loss, logs = self._forward(stepper, self.method, views, runtime, progress)
-                self.scaler.scale(loss / cfg.accumulate).backward()
-            total += loss.detach() / cfg.accumulate
-        self.scaler.unscale_(self.optimizer)
-        optim.clip_gradients(cfg.optimizer, self.method)
-        self.method.before_update(progress)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.method.after_step((self.step + 1) / self.total)
-        return total, logs, {"lr": lr, "weight_decay": decay}
+    def _read_losses(self) -> float:
+        """Look at the losses of the steps since the last look; give the latest."""
+        values = torch.stack([loss for _, loss in self.unseen]).tolist()
+        steps = [step for step, _ in self.unseen]
+        self.unseen.clear()
+        for step, value in zip(steps, values, strict=True):
+            if not np.isfinite(value):
+                raise UserError(self._not_finite(f"the loss is {value}", step))
+        return values[-1]
 
-    def _seed_dropout(self, part: int) -> None:
-        # Dropout and stochastic depth draw from torch's generator: seeded by the step, a resume repeats it.
-        place = (self.step * distributed.world_size() + distributed.rank()) * self.cfg.accumulate + part
-        torch.manual_seed(self.cfg.seed * 1_000_003 + place)
+    def _requests(self) -> Iterator[tuple[int, Tensor]]:
+        """List what this process needs from here to the end: a request per part of a step's batch."""
+        for step in range(self.step, self.total):
+            for part in range(self.cfg.accumulate):
+                yield step, self._numbers(step, part)
 
-    def _forward(
-        self,
-        stepper: nn.Module,
-        method: BaseMethod,
-        views: list[Tensor],
-        runtime: precision.Runtime,
-        progress: float,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        method.set_mode(self.cfg.model.batchnorm)
-        with runtime.autocast(self.device):
-            loss, logs = stepper(views, progress)
-        return loss, logs
-
-    def _views(self, step: int, part: int = 0) -> list[Tensor]:
-        """Make this process's views of one part of a step's batch."""
+    def _numbers(self, step: int, part: int = 0) -> Tensor:
         begin = (distributed.rank() * self.cfg.accumulate + part) * self.share
-        numbers = self.sampler.batch(step)[begin : begin + self.share]
-        return make_views(
-            self.pixels[numbers].to(self.device, non_blocking=True),
-            self.method.views(self.cfg.model.image_size),
-            seed=self.cfg.seed,
-            step=step,
-            samples=numbers.to(self.device),
-            mean=self.input.mean,
-            std=self.input.std,
+        return self.sampler.batch(step)[begin : begin + self.share]
+
+    def _output(self, runtime: precision.Runtime) -> Output:
+        return Output(
+            self.input.mean,
+            self.input.std,
+            memory_format=runtime.layout,
+            compiled=runtime.compile != "none",
         )
 
     def _runtime(self) -> precision.Runtime:
-        """Read the stored choice of precision and layout, or make and store it.
+        """Read the stored choice of precision, layout and compilation, or make and store it.
 
         A resumed run must compute as before, or it would end with other weights.
         """
@@ -256,31 +224,41 @@ class _Run:
         if stored is not None:
             return precision.Runtime(**stored)
         distributed.barrier()
-        if distributed.world_size() > 1:
+        if distributed.world_size() > 1 or "auto" not in (self.cfg.precision, self.cfg.memory_format):
             chosen = precision.without_trial(self.cfg.precision, self.cfg.memory_format, self.device)
         else:
-            views = [view[:TRIAL_IMAGES] for view in self._views(0)]
-
-            def trial(method: nn.Module, runtime: precision.Runtime) -> None:
-                assert isinstance(method, BaseMethod)
-                method.zero_grad(set_to_none=True)
-                self._forward(method, method, runtime.arrange(views), runtime, 0.0)[0].backward()
-
-            chosen = precision.choose(self.cfg.precision, self.cfg.memory_format, self.method, trial, say)
+            chosen = self._try_out()
+        pixels, is_costly = view_pixels(self.cfg, self.method, len(self.source.paths))
+        what, reason = compiling.choose(self.cfg.compile, self.device, pixels, is_costly)
+        if what != "none":
+            say(f"torch.compile: {what} ({reason}); it takes half a minute or more at the start")
+        chosen = dataclasses.replace(chosen, compile=what)
         if self.first:
             with atomic_path(file) as partial:
                 partial.write_text(json.dumps(dataclasses.asdict(chosen)))
         return chosen
 
+    def _try_out(self) -> precision.Runtime:
+        plain = Output(self.input.mean, self.input.std)
+        views = next(iter(self.feed.batches([(0, self._numbers(0)[:TRIAL_IMAGES])], plain)))
+
+        def trial(method: nn.Module, runtime: precision.Runtime) -> None:
+            assert isinstance(method, BaseMethod)
+            method.zero_grad(set_to_none=True)
+            laid_out = [v.contiguous(memory_format=runtime.layout) if v.ndim == 4 else v for v in views]
+            forward(method, method, laid_out, self.cfg, runtime, 0.0)[0].backward()
+
+        return precision.choose(self.cfg.precision, self.cfg.memory_format, self.method, trial, say)
+
     def _make_monitor(self) -> Monitor | None:
-        if not self.first:
+        if not self.first or self.cfg.monitor.is_off:
             return None
         return Monitor(
             self.cfg.monitor,
             self.input,
             self.device,
             out=self.out,
-            packed=self.packed,
+            packed=some_packed(self.source, self.cfg, self.cfg.monitor.max_images, self.out),
             validation=self.cfg.validation,
             seed=self.cfg.seed,
             advice=self.method.advice,
@@ -322,8 +300,11 @@ class _Run:
             self.state.save(self.method, self.optimizer, self.scaler)
 
     def _require_finite(self) -> None:
+        if self.unseen:
+            # A bad loss comes before the bad weights that it makes.
+            self._read_losses()
         if not all(t.isfinite().all() for t in self.method.state_dict().values()):
-            raise UserError(self._not_finite("weights are infinite or NaN"))
+            raise UserError(self._not_finite("weights are infinite or NaN", self.step))
 
     def _export(self, file: Path) -> None:
         card = dataclasses.replace(
@@ -333,21 +314,21 @@ class _Run:
             train_s=round(self.state.seconds, 1),
             scores=self.state.scores,
             recipe=config.to_dict(self.cfg),
-            images=len(self.packed.paths),
-            data=self.packed.key,
+            images=len(self.source.paths),
+            data=self.source.key,
         )
         with run_folder.writing(self.out):
             checkpoint.save(self.method.networks()[self.method.kept], card, file)
 
-    def _not_finite(self, what: str) -> str:
-        paths = [self.packed.paths[i] for i in self.sampler.batch(self.step - 1).tolist()]
+    def _not_finite(self, what: str, step: int) -> str:
+        paths = [self.source.paths[i] for i in self.sampler.batch(step - 1).tolist()]
         if self.first:
             with atomic_path(self.out / "not_finite.json") as partial:
-                partial.write_text(json.dumps({"step": self.step, "batch": paths}, indent=1))
+                partial.write_text(json.dumps({"step": step, "batch": paths}, indent=1))
         kept = self.out / run_folder.CHECKPOINT
         good = f"{kept} is the last good checkpoint" if kept.is_file() else "nothing was saved before"
         return (
-            f"{self.out}: {what} at step {self.step} (batch with {', '.join(paths[:3])}, …: all in "
+            f"{self.out}: {what} at step {step} (batch with {', '.join(paths[:3])}, …: all in "
             "not_finite.json): start in another out with a lower optimizer.lr, optimizer.clip or "
             f"precision=fp32; {good}"
         )

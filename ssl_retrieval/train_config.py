@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_retrieval import backbones, config, optim, precision
+from ssl_retrieval import backbones, compiling, config, image_source, optim, precision
 from ssl_retrieval.config import plugin
+from ssl_retrieval.data.base import one_of
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.monitor import MonitorConfig
 
@@ -52,9 +53,14 @@ class PretrainConfig:
         accumulate: Parts into which a batch is cut, one after the other, when it does not fit in memory.
             Objectives that compare images of a batch see one part at a time.
         sync_batchnorm: In several processes, let batch normalisation see the whole batch.
-        pack_size: Side in pixels at which images are kept for training; None = ``model.image_size``.
+        source: ``packed``: images are decoded once, into squares; ``stream``: photos are decoded in every
+            epoch and cut at full resolution; ``auto``: packed where they fit in a quarter of the free memory.
+        pack_size: Side in pixels at which packed images are kept; None = ``model.image_size``.
+        num_workers: Processes that decode a stream; -1 = one per core.
         precision: ``auto`` (timed at the start), ``fp32``, ``bf16``, or ``fp16`` with scaled loss.
         memory_format: ``auto``, ``contiguous`` or ``channels_last``.
+        compile: What torch.compile makes faster: ``none``, ``views``, ``all`` (the network too), ``graphs``
+            (as all, with CUDA graphs); ``auto`` by the device and the length of the run.
         monitor: How retrieval is watched while training.
         validation: Dataset section of a held-out task for the monitor; without it, training images must
             find themselves.
@@ -73,9 +79,12 @@ class PretrainConfig:
     batch_size: int = 256
     accumulate: int = 1
     sync_batchnorm: bool = True
+    source: str = "auto"
     pack_size: int | None = None
+    num_workers: int = -1
     precision: str = "auto"
     memory_format: str = "auto"
+    compile: str = "auto"
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     validation: Any = plugin("dataset")
     save_every_s: float = 60.0
@@ -102,6 +111,10 @@ def check(cfg: PretrainConfig) -> None:
     backbones.check_name(cfg.model.name)
     cfg.monitor.check()
     precision.allowed(cfg.precision, cfg.memory_format)
+    one_of("compile", cfg.compile, ("auto", *compiling.PARTS))
+    one_of("source", cfg.source, ("auto", *image_source.SOURCES))
+    if cfg.num_workers < -1:
+        raise UserError(f"num_workers={cfg.num_workers}: must be -1 (one per core), 0 or more")
     optim.check_given(cfg.optimizer)
     if cfg.model.batchnorm not in ("train", "eval"):
         raise UserError(f"model.batchnorm={cfg.model.batchnorm!r}: one of train, eval")

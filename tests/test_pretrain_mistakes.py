@@ -13,7 +13,7 @@ import yaml
 from command_line import ONE_THREAD, Command
 from safetensors.torch import load_file
 
-from ssl_retrieval import checkpoint, config, run_folder, train
+from ssl_retrieval import checkpoint, config, run_folder, train, train_step
 from ssl_retrieval.errors import UserError
 
 BASE: dict[str, Any] = {
@@ -164,7 +164,7 @@ def test_running_out_of_memory_names_the_way_out(
     def run_out(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(train._Run, "_train_step", run_out)
+    monkeypatch.setattr(train_step, "forward", run_out)
     with pytest.raises(UserError, match="with 8 images at a time: set accumulate=2"):
         go(job, tmp_path / "run")
 

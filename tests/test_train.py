@@ -123,6 +123,7 @@ def test_what_a_run_leaves(finished: Path) -> None:
         "metrics.jsonl",
         "monitor.jsonl",
         "runtime.json",
+        "source.json",
         "state.pt",
         "tensorboard",
     }
@@ -167,7 +168,8 @@ def test_the_checkpoint_embeds_as_the_trained_encoder(finished: Path) -> None:
     encoder.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     batch = torch.stack([extractor.preprocess(photo((200, 40, 40), seed)) for seed in range(3)])
     with torch.inference_mode():
-        assert torch.equal(extractor(batch), backbones.own_pooling(encoder, batch))
+        own = backbones.own_pooling(encoder, extractor.normalize(batch))
+        assert torch.equal(extractor(batch), own)
     assert extractor.dim == 96
     assert extractor.weights_digest == backbones.weights_digest(encoder)
     assert extractor.weights_digest != backbones.weights_digest(backbones.make(NETWORK))
