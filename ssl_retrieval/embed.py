@@ -41,8 +41,8 @@ class EmbedOptions:
 
     Attributes:
         batch_size: Images per forward pass.
-        num_workers: Processes that decode, beside a GPU's network or in turn with one on the CPU; 0 =
-            threads of this process, in turn; -1 = chosen by the number of cores and images.
+        num_workers: Processes that decode beside the network; 0 = threads that take turns with it; -1 =
+            chosen by device, extractor and number of images.
         save_every_s: Seconds between partial results on disk, from which a killed run goes on.
         precision: ``fp32``; ``bf16``, which is faster and cost up to 0.002 mAP where that was measured; or
             ``auto`` = bf16 on GPUs that compute in it, else fp32. What was used is part of the key: vectors
@@ -301,11 +301,9 @@ def _batches(
     representation: Representation, decoded: decoding.Decoded, options: EmbedOptions
 ) -> Iterator[Batch]:
     family, device = representation.extractor.family, representation.device
-    # Hand-crafted features are all made where images are decoded: there is nothing to take turns with.
-    beside = device.type == "cuda" or family == "hand-crafted"
-    num_workers = _num_workers(options.num_workers, len(decoded), beside)
-    if num_workers == 0 or not beside:
-        return decoding.by_turns(decoded, options.batch_size, num_workers)
+    num_workers = _num_workers(options.num_workers, device, family, len(decoded))
+    if num_workers == 0:
+        return decoding.by_turns(decoded, options.batch_size)
     return decoding.ahead(decoded, options.batch_size, num_workers, pin=device.type == "cuda")
 
 
@@ -347,11 +345,12 @@ def _finished(batch: Batch, copied: _Copied | None, dim: int) -> tuple[Batch, Ve
     return batch, np.empty((0, dim), np.float32) if copied is None else copied.wait()
 
 
-def _num_workers(asked: int, count: int, beside: bool) -> int:
+def _num_workers(asked: int, device: torch.device, family: str, count: int) -> int:
     if asked >= 0:
         return asked if count else 0
-    cores = workers.usable_cores() if beside else torch.get_num_threads()
-    return min(16, cores) if count >= 200 and (beside or cores > 1) else 0
+    # Hand-crafted features are all made where images are decoded, and hold the interpreter's lock.
+    on_cores = device.type == "cpu" and family != "hand-crafted"
+    return 0 if on_cores or count < 200 else min(16, workers.usable_cores())
 
 
 def _unreadable(image_set: ImageSet, path: str, reason: str) -> str:

@@ -35,15 +35,11 @@ def beside(decoded: Decoded) -> Iterator[Batch]:
     return decoding.ahead(decoded, 3, num_workers=2, pin=False)
 
 
-def threads_in_turn(decoded: Decoded) -> Iterator[Batch]:
-    return decoding.by_turns(decoded, 3, num_workers=0)
+def in_turn(decoded: Decoded) -> Iterator[Batch]:
+    return decoding.by_turns(decoded, 3)
 
 
-def processes_in_turn(decoded: Decoded) -> Iterator[Batch]:
-    return decoding.by_turns(decoded, 3, num_workers=2)
-
-
-WAYS = pytest.mark.parametrize("way", [beside, threads_in_turn, processes_in_turn])
+WAYS = pytest.mark.parametrize("way", [beside, in_turn])
 Way = Callable[[Decoded], Iterator[Batch]]
 
 
@@ -77,7 +73,7 @@ def mean_colour(image: Image.Image) -> Tensor:
 
 
 def test_vectors_are_stacked_as_they_are(image_set: ImageSet) -> None:
-    (batch,) = decoding.by_turns(Decoded(image_set, np.array([1, 2]), mean_colour, 8), 5, 0)
+    (batch,) = decoding.by_turns(Decoded(image_set, np.array([1, 2]), mean_colour, 8), 5)
     assert batch.inputs is not None
     assert batch.inputs.dtype == torch.float32
     expected = [mean_colour(images.shrink(images.load_image(image_set.file(n)), 8)) for n in (1, 2)]
@@ -91,11 +87,10 @@ def test_decoding_uses_as_many_threads_as_the_network(
     both = threading.Barrier(2)
 
     def meet(image: Image.Image) -> Tensor:
-        if threading.current_thread() is not threading.main_thread():
-            both.wait(timeout=20)  # breaks unless two are here at once
+        both.wait(timeout=20)  # breaks unless two are here at once
         return mean_colour(image)
 
-    (batch,) = decoding.by_turns(Decoded(image_set, np.array([1, 2, 6, 7]), meet, None), 4, 0)
+    (batch,) = decoding.by_turns(Decoded(image_set, np.array([1, 2, 6, 7]), meet, None), 4)
     assert batch.numbers == [1, 2, 6, 7]
 
 
@@ -103,11 +98,10 @@ def test_a_batch_is_decoded_only_when_it_is_asked_for(image_set: ImageSet) -> No
     seen: list[int] = []
 
     def note(image: Image.Image) -> Tensor:
-        if threading.current_thread() is not threading.main_thread():
-            seen.append(image.width)
+        seen.append(image.width)
         return mean_colour(image)
 
-    batches = decoding.by_turns(Decoded(image_set, np.array([1, 2, 6, 7]), note, None), 2, 0)
+    batches = decoding.by_turns(Decoded(image_set, np.array([1, 2, 6, 7]), note, None), 2)
     next(batches)
     assert sorted(seen) == [25, 26]
     next(batches)

@@ -446,19 +446,18 @@ def test_a_network_that_gives_nan_is_refused_with_the_image(
     assert not (tmp_path / "out").exists()
 
 
-def test_workers_are_chosen_by_the_number_of_images_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(count: int, beside: bool, asked: int = -1) -> int:
-        return embed_module._num_workers(asked, count, beside)
+def test_workers_are_chosen_by_device_extractor_and_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(device: str, family: str, count: int, asked: int = -1) -> int:
+        return embed_module._num_workers(asked, torch.device(device), family, count)
 
     monkeypatch.setattr(workers, "usable_cores", lambda: 6)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert [chosen(10, True), chosen(10, False)] == [0, 0]
-    assert [chosen(1000, True), chosen(1000, False)] == [6, 4]
-    assert [chosen(10, True, 3), chosen(1000, False, 0), chosen(0, True, 3)] == [3, 0, 0]
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert chosen(1000, False) == 0
+    assert chosen("cpu", "hand-crafted", 1000) == chosen("cuda", "off-the-shelf", 1000) == 6
+    assert chosen("cpu", "hand-crafted", 10) == chosen("cuda", "off-the-shelf", 10) == 0
+    # A network on the CPU takes turns with threads.
+    assert chosen("cpu", "off-the-shelf", 1000) == 0
+    assert [chosen("cpu", "random", count, asked=3) for count in (10, 0)] == [3, 0]
     monkeypatch.setattr(workers, "usable_cores", lambda: 99)
-    assert chosen(1000, True) == 16
+    assert chosen("cuda", "random", 1000) == 16
 
 
 def test_copies_of_a_folder_share_their_key(root: Path, tmp_path: Path) -> None:
