@@ -227,6 +227,8 @@ def _make(
     )
     pixels = cut(view, draws)
     plan = view_plan.make(view.augment.ranges(), draws[:, NUM_CROP_DRAWS:])
+    if view.augment.affine > 0:
+        pixels = _move(pixels, plan)
     compiled = output.compiled and compiling.works()
     pixels_together = _HELD if compiled else _CACHED
     count, on_cpu = len(samples), samples.device.type == "cpu"
@@ -287,7 +289,7 @@ def _change(
     """Do what comes after crop and flip, operation by operation on the images whose turn it is.
 
     Args:
-        pixels: uint8 or float [B, 3, S, S] in [0, 255].
+        pixels: uint8 [B, 3, S, S].
         cfg: Says which operations there are at all.
         plan: What happens to each image.
         channels: float32 [2, 3, 1, 1], mean and std.
@@ -298,8 +300,6 @@ def _change(
     for rows in parts:
         part = plan.rows(rows)
         views = pixels[rows].to(torch.float32) * (1 / 255)
-        if cfg.affine > 0:
-            views = _move(views, part)
         if cfg.jitter > 0:
             views = color.jitter(views, part.factors, part.order, part.jittered, active)
         if cfg.grayscale > 0:
@@ -318,8 +318,6 @@ def _change_compiled(
     for rows in parts:
         part, todo = plan.rows(rows), color.Slots(*(values[rows] for values in slots))
         views = pixels[rows]
-        if cfg.affine > 0:
-            views = 255 * _move(views.to(torch.float32) * (1 / 255), part)
         views = _compiled_color(views, todo)
         if cfg.blur > 0:
             views = _blur(views, part, compiled=True)
@@ -349,9 +347,9 @@ def _blur(views: Tensor, plan: Plan, compiled: bool) -> Tensor:
     return views
 
 
-def _move(views: Tensor, plan: Plan) -> Tensor:
+def _move(pixels: Tensor, plan: Plan) -> Tensor:
     chosen = plan.moved.nonzero()[:, 0]
-    views[chosen] = move(
-        views[chosen], plan.angle[chosen], plan.scale[chosen], plan.shift[chosen], plan.ground[chosen]
-    )
-    return views
+    values, ground = pixels[chosen].to(torch.float32), 255 * plan.ground[chosen]
+    moved = move(values, plan.angle[chosen], plan.scale[chosen], plan.shift[chosen], ground)
+    pixels[chosen] = moved.add_(0.5).to(torch.uint8)
+    return pixels

@@ -126,7 +126,7 @@ def fused(pixels: Tensor, todo: Slots) -> Tensor:
     """Do what `jitter` and grey do, in a form that a compiler turns into two passes over the pixels.
 
     Args:
-        pixels: uint8 or float [B, 3, H, W], values 0 to 255.
+        pixels: uint8 [B, 3, H, W].
         todo: From `slots`.
 
     Returns:
@@ -135,7 +135,8 @@ def fused(pixels: Tensor, todo: Slots) -> Tensor:
     planes = _planes(pixels.to(torch.float32) * (1 / 255))
     planes = _half_chain(planes, todo, 0)
     factor = todo.contrast[:, None, None]
-    rest = (1 - factor) * _grey(planes).mean(dim=(1, 2), keepdim=True)
+    # Axis by axis: over both at once the compiler makes one kernel for small images and one for large.
+    rest = (1 - factor) * _grey(planes).mean(dim=2, keepdim=True).mean(dim=1, keepdim=True)
     planes = _each(planes, lambda plane: (factor * plane + rest).clamp(0, 1))
     planes = _half_chain(planes, todo, 1)
     grey = _grey(planes)

@@ -48,10 +48,11 @@ def test_crops_image_by_image_are_torchvisions_bit_by_bit(
 
 
 @SIZES
-def test_crops_by_matrix_are_torchvisions_of_float_images(height: int, width: int, size: int) -> None:
+def test_crops_by_matrix_are_torchvisions_of_float_images_rounded(height: int, width: int, size: int) -> None:
     images, boxes = pictures(6, height, width), boxes_in(6, height, width)
     got = crop_by_matrix(images, boxes, size, FLIPS, "bilinear")
-    torch.testing.assert_close(got, theirs(images.float(), boxes, size, FLIPS, "bilinear"), atol=2e-3, rtol=0)
+    expected = theirs(images.float(), boxes, size, FLIPS, "bilinear")
+    torch.testing.assert_close(got.float(), expected, atol=0.502, rtol=0)
 
 
 @INTERPOLATIONS
@@ -61,9 +62,9 @@ def test_crops_by_matrix_are_within_rounding_of_8_bits(
 ) -> None:
     # 8 bits are rounded after each of the two passes; bicubic weights of up to 1.14 pass the first on.
     images, boxes = pictures(6, height, width), boxes_in(6, height, width)
-    got = crop_by_matrix(images, boxes, size, FLIPS, interpolation)
+    got = crop_by_matrix(images, boxes, size, FLIPS, interpolation).float()
     expected = theirs(images, boxes, size, FLIPS, interpolation).float()
-    torch.testing.assert_close(got, expected, atol=2.0 if interpolation == "bicubic" else 1.1, rtol=0)
+    torch.testing.assert_close(got, expected, atol=2.0 if interpolation == "bicubic" else 1.0, rtol=0)
 
 
 @INTERPOLATIONS
@@ -80,7 +81,7 @@ def test_weights_sum_to_1_and_stay_inside_the_box(interpolation: str) -> None:
 def test_small_and_large_images_go_their_own_ways_to_the_same_crop(side: int) -> None:
     images, boxes = pictures(6, side, side), boxes_in(6, side, side)
     got = crop(images, boxes, side, FLIPS, "bilinear")
-    assert got.dtype == (torch.float32 if side == 16 else torch.uint8)
+    assert got.dtype == torch.uint8
     assert got.is_contiguous()
     expected = theirs(images, boxes, side, FLIPS, "bilinear").float()
     torch.testing.assert_close(got.float(), expected, atol=1.1, rtol=0)
