@@ -56,7 +56,7 @@ class PretrainConfig:
         source: ``packed``: images are decoded once, into squares; ``stream``: photos are decoded in every
             epoch and cut at full resolution; ``auto``: packed where they fit in a quarter of the free memory.
         pack_size: Side in pixels at which packed images are kept; None = ``model.image_size``.
-        num_workers: Processes that decode a stream; -1 = one per core.
+        num_workers: Processes that decode a stream; -1 = one per core, or per two when training on the CPU.
         precision: ``auto`` (timed at the start), ``fp32``, ``bf16``, or ``fp16`` with scaled loss.
         memory_format: ``auto``, ``contiguous`` or ``channels_last``.
         compile: What torch.compile makes faster: ``none``, ``views``, ``all`` (the network too), ``graphs``

@@ -22,6 +22,8 @@ from ssl_retrieval.errors import UserError
 
 METHODS = plugins.known("method")
 STEPS = 2
+ROUNDING = dict.fromkeys(METHODS, 3e-4) | {"visreg": 3e-3}
+"""How far rounding carries a gradient; VISReg sorts, and what is nearly equal changes places."""
 
 
 def smooth(method: nn.Module) -> None:
@@ -113,7 +115,7 @@ def test_two_processes_give_one_processs_gradients(name: str, two: Path) -> None
     for rank in range(2):
         together = torch.load(two / f"{name}-{rank}.pt", weights_only=True)
         assert together["losses"] == pytest.approx(alone["losses"], rel=1e-3)
-        assert_near(together["gradients"], alone["gradients"], 3e-4)
+        assert_near(together["gradients"], alone["gradients"], ROUNDING[name])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -121,7 +123,7 @@ def test_two_processes_move_the_state_as_one_process_does(name: str, two: Path) 
     alone = train(name, 1, 0)["moved"]
     both = [torch.load(two / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
     torch.testing.assert_close(both[0]["state"], both[1]["state"], rtol=1e-6, atol=1e-7)
-    assert_near(both[0]["moved"], alone, 1e-3)
+    assert_near(both[0]["moved"], alone, 4 * ROUNDING[name])
     teachers = [key for key in alone if key.startswith("teacher") and alone[key].is_floating_point()]
     assert bool(teachers) == bool(method_of(name).pairs())
     assert not teachers or max(float(alone[key].abs().max()) for key in teachers) > 1e-4

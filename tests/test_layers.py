@@ -75,6 +75,7 @@ LAYERS = {
     "sampler": 0,
     "schedules": 0,
     "devices": 0,
+    "folding": 0,
     "memory": 0,
     "errors": 0,
     "types": 0,

@@ -114,7 +114,8 @@ def test_gradients_are_those_of_the_queue_that_was_compared() -> None:
     for name, gradient in ours.items():
         assert gradient is not None
         assert gradient.abs().sum() > 0, name
-        torch.testing.assert_close(gradient, method.get_parameter(name).grad, rtol=1e-3, atol=1e-6)
+        again = method.get_parameter(name).grad
+        torch.testing.assert_close(gradient, again, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()) + 1e-6)
 
 
 def test_the_key_network_moves_after_the_step_alone_by_a_constant_momentum() -> None:

@@ -169,7 +169,8 @@ def test_the_checkpoint_embeds_as_the_trained_encoder(finished: Path) -> None:
     batch = torch.stack([extractor.preprocess(photo((200, 40, 40), seed)) for seed in range(3)])
     with torch.inference_mode():
         own = backbones.own_pooling(encoder, extractor.normalize(batch))
-        assert torch.equal(extractor(batch), own)
+        # To rounding: the extractor's network has its batch normalisation folded.
+        torch.testing.assert_close(extractor(batch), own, rtol=1e-3, atol=1e-5)
     assert extractor.dim == 96
     assert extractor.weights_digest == backbones.weights_digest(encoder)
     assert extractor.weights_digest != backbones.weights_digest(backbones.make(NETWORK))

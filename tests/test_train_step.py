@@ -160,7 +160,8 @@ def test_a_compiled_run_leaves_a_checkpoint_like_any_other(
     extractor = Extractor(ExtractorConfig(path=str(out)))
     batch = torch.rand(3, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(extractor(batch), backbones.own_pooling(model, extractor.normalize(batch)))
+        own = backbones.own_pooling(model, extractor.normalize(batch))
+        torch.testing.assert_close(extractor(batch), own, rtol=1e-3, atol=1e-5)
     assert (export(out, tmp_path / "exported") / "README.md").is_file()
 
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ssl_retrieval import backbones, pooling
+from ssl_retrieval import backbones, folding, pooling
 from ssl_retrieval.network_input import InputSpec, Normalize
 
 
@@ -12,7 +12,7 @@ class PooledNetwork(nn.Module):
     """uint8 [B, 3, H, W] -> [B, D]: the pooled last map of a network.
 
     Attributes:
-        model: A network from `backbones.make`.
+        model: A network from `backbones.make`, its batch normalisation folded.
         preprocess_spec: What it expects.
         dim: D.
         weights_digest: Hash of its weights.
@@ -28,11 +28,13 @@ class PooledNetwork(nn.Module):
         """
         super().__init__()
         self.pool = None if pool == "model" else pooling.get(pool)
-        self.model, self.preprocess_spec = model, spec
+        self.preprocess_spec = spec
         self.normalize = Normalize(spec.mean, spec.std)
         self.weights_digest = backbones.weights_digest(model)
+        example = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
+        self.model = folding.fold(model, example)
         with torch.inference_mode():
-            self.dim = int(self(torch.zeros(1, 3, spec.size, spec.size)).shape[1])
+            self.dim = int(self(example).shape[1])
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Make the input: RGB image -> uint8 [3, H, W]. Normalising is left to `forward`."""
