@@ -26,7 +26,8 @@ from timm.data.transforms_factory import create_transform
 from torch.utils.data import DataLoader, Dataset
 
 from ssl_retrieval import backbones, devices, images, precision
-from ssl_retrieval.embed import EmbedOptions, Representation, embed
+from ssl_retrieval.embed import EmbedOptions, embed
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.extractors import timm_model
 from ssl_retrieval.types import ImageSet
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_retrieval import checkpoint, config, devices, feed, memory, metrics, optim, plugins, precision
 from ssl_retrieval.augment import Output
-from ssl_retrieval.embed import Representation
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.evaluate import ProtocolOptions, load_task, score
 from ssl_retrieval.search import top_k
 from ssl_retrieval.train import pretrain
@@ -54,7 +54,7 @@ def knn(file: Path, args: argparse.Namespace) -> float:
     section = config.plugin_config("extractor", {"name": "checkpoint", "path": str(file)}, "model")
     representation = Representation.make(file.parent.name, section, devices.pick(args.device))
     result = score(representation, task, cache=args.out / "embeddings")
-    ranking = top_k(result.queries, result.gallery, min(200, len(task.gallery)), device=args.device)
+    ranking = top_k(result.similarity, None, min(200, len(task.gallery)), device=args.device)
     assert task.queries.labels is not None
     assert task.gallery.labels is not None
     votes = metrics.knn_accuracy(ranking, task.queries.labels, task.gallery.labels, k=200, temperature=0.1)

@@ -60,7 +60,7 @@ def choose_stem(stem: str, image_size: int, name: str, weights: str = "random") 
     if weights != "random":
         return card_for(name, weights).get("stem", "standard"), "the weights were learned with it"
     if image_size <= SMALL_STEM_UP_TO:
-        if _first_convolution(_without_weights(name)) is None:
+        if _first_convolution(without_weights(name)) is None:
             return "standard", f"{name} has no other"
         left = -(-image_size // 32)
         return "small", f"images of {image_size} px would shrink to {left} px under the standard stem"
@@ -121,8 +121,9 @@ def make(
     drop_path: float = 0.0,
     patch_size: int | None = None,
     dynamic_size: bool = False,
+    classifier: bool = False,
 ) -> nn.Module:
-    """Build a timm network without classifier, in eval mode.
+    """Build a timm network, without classifier unless asked for, in eval mode.
 
     Args:
         name: timm name, e.g. ``resnet18`` or ``vit_small_patch16_224.dino``.
@@ -137,6 +138,7 @@ def make(
             network's own.
         dynamic_size: Let a ViT take images of other sizes too, by resampling its position embeddings;
             changes nothing for a CNN.
+        classifier: Keep the classifier, which the weights must then have.
 
     Raises:
         UserError: Unknown name, weights that cannot be had or do not fit, a setting the network lacks.
@@ -146,6 +148,8 @@ def make(
     if patch_size is None:
         patch_size = learned.get("patch_size")
     kwargs = _arguments(name, image_size, drop_path, patch_size, dynamic_size)
+    if classifier:
+        del kwargs["num_classes"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -159,34 +163,31 @@ def make(
     if weights == "offline":
         load_offline(model, name)
     elif file := locate(weights):
-        load_file(model, name, file)
+        try:
+            load_file(model, name, file)
+        except UserError as error:
+            if not classifier:
+                raise
+            raise UserError(
+                f"{error}; a classifier of {model.num_classes} classes must be among them for model.pool=fc, "
+                "model.pool=model does without"
+            ) from error
     return model.eval()
-
-
-def feature_map(model: nn.Module, images: Tensor) -> Tensor:
-    """Run a timm network up to its last map.
-
-    Args:
-        model: A network from `make`.
-        images: float [B, 3, H, W], normalised.
-
-    Returns:
-        float [B, C, h, w]; the patch tokens of a ViT (without class and register tokens) come as
-        [B, C, T, 1].
-    """
-    features: Tensor = model.forward_features(images)  # type: ignore[operator]
-    if features.ndim == 3:
-        patches = features[:, int(getattr(model, "num_prefix_tokens", 0)) :]
-        return patches.transpose(1, 2).unsqueeze(-1)
-    if getattr(model, "output_fmt", "NCHW") == "NHWC":
-        return features.permute(0, 3, 1, 2)
-    return features
 
 
 def own_pooling(model: nn.Module, images: Tensor) -> Tensor:
     """Pool as the network itself does before its classifier: float [B, 3, H, W] -> [B, D]."""
     pooled: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
     return pooled
+
+
+def has_hidden_layer(model: nn.Module) -> bool:
+    """Tell whether a network has a fully connected layer between its pooling and its classifier.
+
+    >>> has_hidden_layer(without_weights("vgg11")), has_hidden_layer(without_weights("resnet18"))
+    (True, False)
+    """
+    return feature_dim(model) != model.num_features
 
 
 def feature_dim(model: nn.Module) -> int:
@@ -212,7 +213,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 @cache
-def _without_weights(name: str) -> nn.Module:
+def without_weights(name: str) -> nn.Module:
     """Build a network that takes neither memory nor random numbers, to ask what it is like."""
     check_name(name)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -221,7 +222,7 @@ def _without_weights(name: str) -> nn.Module:
 
 def _own_patch(name: str) -> int | None:
     """Give the patch size of a network whose last map still has one cell per patch, else None."""
-    model: Any = _without_weights(name)
+    model: Any = without_weights(name)
     patch = patch_size(model)
     return patch if patch > 1 and model.feature_info[-1]["reduction"] == patch else None
 
@@ -275,8 +276,8 @@ def _what_it_lacks(name: str, reason: str, drop_path: float) -> str:
         return f"model.drop_path={drop_path}: {name!r} has no stochastic depth; set model.drop_path=0"
     if "dynamic_img_size" in reason:
         return (
-            f"{name!r} takes images of one size only, and this method shows several: set "
-            "method.local_crops=0, or choose another network"
+            f"{name!r} takes images of one size only, and several are asked for: set method.local_crops=0 to "
+            "train it, model.scales=[1.0] to embed with it, or choose another network"
         )
     return f"timm cannot build {name!r}: {reason}"
 

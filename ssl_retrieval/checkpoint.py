@@ -89,8 +89,12 @@ def read_card(file: Path) -> Card:
     raise UserError(f"{file}: written by another version of ssl_retrieval")
 
 
-def load(file: Path) -> tuple[nn.Module, Card, InputSpec]:
+def load(file: Path, dynamic_size: bool = False) -> tuple[nn.Module, Card, InputSpec]:
     """Read an encoder in eval mode, its card and its input.
+
+    Args:
+        file: A checkpoint of ours.
+        dynamic_size: Let a ViT take images of other sizes too, even if it was trained with one.
 
     Raises:
         UserError: See `read_card`.
@@ -103,7 +107,7 @@ def load(file: Path) -> tuple[nn.Module, Card, InputSpec]:
         image_size=spec.size,
         stem=card.stem,
         patch_size=card.patch_size,
-        dynamic_size=card.dynamic_size,
+        dynamic_size=card.dynamic_size or dynamic_size,
     )
     with safe_open(file, framework="pt") as stored:
         state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118

@@ -31,9 +31,14 @@ def plugin(kind: str) -> Any:
     return dataclasses.field(default=None, metadata={"kind": kind})
 
 
-def plugin_map(kind: str) -> Any:
-    """Declare a schema field that maps labels to plugin sections."""
-    return dataclasses.field(default_factory=dict, metadata={"kind": kind, "map": True})
+def plugin_map(kind: str, shared: str = "") -> Any:
+    """Declare a schema field that maps labels to plugin sections.
+
+    Args:
+        kind: See ``plugins.find``.
+        shared: Another field of the schema, whose keys stand for those that a section without ``name`` lacks.
+    """
+    return dataclasses.field(default_factory=dict, metadata={"kind": kind, "map": True, "shared": shared})
 
 
 def load(schema: type[Schema], file: Path | None, overrides: Sequence[str] = ()) -> Schema:
@@ -91,8 +96,9 @@ def build(schema: type[Schema], tree: Mapping[str, Any], where: str = "") -> Sch
         section = tree.get(name)
         if meta.get("map"):
             sections = _section(section or {}, prefix, f"{prefix}.LABEL.name")
+            shared = tree.get(meta["shared"]) or {}
             value: Any = {
-                str(label): plugin_config(meta["kind"], item, _dotted(prefix, str(label)))
+                label: plugin_config(meta["kind"], _completed(item, shared), _dotted(prefix, label))
                 for label, item in sections.items()
             }
         else:
@@ -108,6 +114,10 @@ def plugin_config(kind: str, section: Any, where: str) -> Any:
     if not isinstance(name, str) or name == "???":
         raise UserError(f"missing value for '{where}.name': one of {plugins.listing(kind)}")
     return build(plugins.find(kind, name).Config, tree, where)
+
+
+def _completed(section: Any, shared: Mapping[str, Any]) -> Any:
+    return section if not isinstance(section, Mapping) or "name" in section else {**shared, **section}
 
 
 def require_sections(config: Any, *names: str) -> None:
@@ -184,14 +194,18 @@ def refuse_unknown_keys(schema: Any, tree: Mapping[str, Any], where: str) -> Non
             guess = f"; did you mean {_dotted(where, near[0])!r}?" if near else ""
             keys = ", ".join(known)
             raise UserError(f"unknown key {_dotted(where, str(key))!r}{guess} (known keys: {keys})")
-        nested = known[key].type
+        prefix, nested = _dotted(where, key), known[key].type
+        sections = {prefix: value}
+        if get_origin(nested) is dict and dataclasses.is_dataclass(get_args(nested)[1]):
+            nested = get_args(nested)[1]
+            example = f"{prefix}.LABEL.{dataclasses.fields(nested)[0].name}"
+            labelled = _section(value, prefix, example)
+            sections = {_dotted(prefix, label): section for label, section in labelled.items()}
         if not dataclasses.is_dataclass(nested):
             continue
-        prefix = _dotted(where, key)
-        if not isinstance(value, Mapping):
-            example = dataclasses.fields(nested)[0].name
-            raise UserError(f"{prefix!r} must be a section of keys (as {prefix}.{example}=…), not {value!r}")
-        refuse_unknown_keys(nested, value, prefix)
+        for place, section in sections.items():
+            example = f"{place}.{dataclasses.fields(nested)[0].name}"
+            refuse_unknown_keys(nested, _section(section, place, example), place)
 
 
 def _leave_out_keys_of_replaced_plugins(schema: Any, raw: Any, given: Any) -> None:

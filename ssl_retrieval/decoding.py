@@ -66,9 +66,18 @@ class Decoded(Dataset):
         number = int(self.numbers[place])
         try:
             image = images.load_image(self.image_set.file(number))
-            return number, self.preprocess(images.shrink(image, self.image_size))
+            small = images.shrink(image, self.image_size)
+            # Shrunk before it is cut, so that what the box holds keeps the scale that it has in whole images.
+            box = _scaled(self.image_set.box(number), small.width / image.width)
+            return number, self.preprocess(images.cut(small, box))
         except ImageError as error:
             return number, str(error)
+
+
+def _scaled(
+    box: tuple[float, float, float, float] | None, factor: float
+) -> tuple[float, float, float, float] | None:
+    return None if box is None else (box[0] * factor, box[1] * factor, box[2] * factor, box[3] * factor)
 
 
 def by_turns(decoded: Decoded, batch_size: int) -> Iterator[Batch]:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_retrieval import config, decoding, devices, images, memory, network_input, plugins, workers
+from ssl_retrieval import config, decoding, devices, images, learning, memory, plugins, workers
 from ssl_retrieval.atomic import require_writable
 from ssl_retrieval.config import plugin
 from ssl_retrieval.console import progress_bar, say
 from ssl_retrieval.decoding import Batch
 from ssl_retrieval.embedding_files import (
+    LEARNED,
     PARTS,
     SCHEMA,
     read,
@@ -29,7 +30,8 @@ from ssl_retrieval.embedding_files import (
 )
 from ssl_retrieval.embedding_parts import Parts
 from ssl_retrieval.errors import ImageError, UserError
-from ssl_retrieval.precision import Runtime, without_trial
+from ssl_retrieval.precision import Runtime
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.types import EmbeddingSet, ImageSet, VectorArray, digest_of
 
 PRECISIONS = ("fp32", "bf16", "auto")
@@ -76,6 +78,8 @@ class EmbedConfig:
         model: Extractor section.
         embed: See `EmbedOptions`.
         image_size: Short side in pixels to which images are reduced first; None = as stored.
+        fit: Dataset section: the images from which an extractor learns that must learn first (a vocabulary,
+            say); by default those that are embedded.
     """
 
     out: str = "???"
@@ -85,68 +89,7 @@ class EmbedConfig:
     model: Any = plugin("extractor")
     embed: EmbedOptions = field(default_factory=EmbedOptions)
     image_size: int | None = None
-
-
-@dataclass(frozen=True)
-class Representation:
-    """An extractor ready to run, and its identity.
-
-    Attributes:
-        label: Name in tables.
-        config: The config it was made from.
-        extractor: The module.
-        device: Where it runs.
-    """
-
-    label: str
-    config: Any
-    extractor: Any
-    device: torch.device
-
-    @classmethod
-    def make(cls, label: str, cfg: Any, device: torch.device) -> "Representation":
-        """Build the extractor that a config names.
-
-        Raises:
-            UserError: The label is no file name, or the extractor refuses its config.
-        """
-        check_label(label)
-        extractor = plugins.find("extractor", cfg.name).Extractor(cfg).to(device).eval()
-        extractor.to(memory_format=torch.channels_last)
-        memory.keep_freed(device)
-        return cls(label, cfg, extractor, device)
-
-    def identity(self) -> dict[str, Any]:
-        """Give everything that decides about its vectors, as plain values."""
-        spec = getattr(self.extractor, "preprocess_spec", None)
-        return {
-            "config": config.to_dict(self.config),
-            "family": self.extractor.family,
-            "dim": self.extractor.dim,
-            "weights": self.extractor.weights_digest,
-            "input": None if spec is None else spec.to_dict() | {"version": network_input.VERSION},
-        }
-
-    def runtime(self, asked: str) -> Runtime:
-        """Resolve ``embed.precision``; what has no network computes as it does."""
-        has_network = self.extractor.family != "hand-crafted"
-        return without_trial(asked if has_network else "fp32", "channels_last", self.device)
-
-    def embed_batch(self, inputs: Tensor, runtime: Runtime) -> Tensor:
-        """Embed what the extractor's ``preprocess`` gave, stacked: -> float32 [B, D] on the device."""
-        with torch.inference_mode(), runtime.autocast(self.device):
-            vectors: Tensor = self.extractor(inputs.to(self.device, non_blocking=True))
-            return vectors.float()
-
-
-def check_label(label: str) -> None:
-    """Refuse the label of a representation that cannot be part of a file's name.
-
-    Raises:
-        UserError: It holds a slash.
-    """
-    if "/" in label or "\\" in label:
-        raise UserError(f"representation {label!r}: a label names files, so it must not hold a slash")
+    fit: Any = plugin("dataset")
 
 
 def run_embed(cfg: EmbedConfig) -> Path:
@@ -161,8 +104,20 @@ def run_embed(cfg: EmbedConfig) -> Path:
     folder = Path(cfg.out).expanduser()
     before = stored_key(folder)
     image_set = plugins.find("dataset", cfg.data.name).images(cfg.data)
+    require_writable(folder)
+    representation = Representation.make(cfg.model.name, cfg.model, devices.pick(cfg.device))
+    if learning.learns(representation):
+        source = image_set if cfg.fit is None else plugins.find("dataset", cfg.fit.name).images(cfg.fit)
+        say(f"{cfg.model.name} learns from {len(source)} images in {str(source.root)!r}")
+        learning.teach(
+            representation,
+            source,
+            folder / LEARNED,
+            image_size=cfg.image_size,
+            on_error=(cfg.fit or cfg.data).on_error,
+        )
     embeddings = embed(
-        Representation.make(cfg.model.name, cfg.model, devices.pick(cfg.device)),
+        representation,
         image_set,
         folder,
         options=cfg.embed,
@@ -187,6 +142,7 @@ def embed(
     options: EmbedOptions,
     image_size: int | None = None,
     on_error: str = "skip",
+    may_be_empty: bool = False,
 ) -> EmbeddingSet:
     """Embed every readable image, or read the result when nothing has changed since.
 
@@ -197,6 +153,7 @@ def embed(
         options: See `EmbedOptions`.
         image_size: Short side in pixels to which images are reduced first (`Protocol.image_size`).
         on_error: ``skip`` or ``fail``.
+        may_be_empty: Whether none of the images may be readable.
 
     Raises:
         UserError: An unreadable image with ``on_error="fail"``, or no readable image at all.
@@ -204,16 +161,14 @@ def embed(
     options.check()
     require_writable(folder)
     runtime = representation.runtime(options.precision)
-    identity = representation.identity()
-    identity |= {"image_size": image_size, "precision": runtime.precision}
-    digests = images.content_digests(image_set)
-    contents = digest_of([list(image_set.paths), digests])
+    identity = identity_of(representation, options, image_size)
+    contents = images.contents(image_set)
     meta = {
         "schema": SCHEMA,
         **identity,
         "images": {"root": str(image_set.root.resolve()), "digest": contents},
     }
-    key = digest_of({"identity": identity, "images": contents})
+    key = _key(identity, contents)
     stored = _stored(folder, key, meta)
     if stored is not None:
         if on_error == "fail" and stored.skipped:
@@ -221,6 +176,7 @@ def embed(
             raise UserError(_unreadable(image_set, path, reason))
         write_items(stored, folder, image_set)
         return stored
+    memory.reset_peak()
     parts = Parts(folder / PARTS, key, len(image_set), representation.extractor.dim)
     decoded = decoding.Decoded(image_set, parts.missing(), representation.extractor.preprocess, image_size)
     batches = _Waited(_batches(representation, decoded, options))
@@ -237,9 +193,29 @@ def embed(
             bar.update(task, completed=parts.num_done)
     if representation.extractor.family != "hand-crafted" and len(decoded) > 0:
         meta["network_share"] = round(1 - batches.seconds / parts.seconds(), 3)
-    result = parts.collect(image_set, key, meta)
+    meta["peak_rss_mib"] = memory.peak_rss_mib()
+    result = parts.collect(image_set, key, meta, may_be_empty)
     write(result, folder, image_set)
     return result
+
+
+def identity_of(
+    representation: Representation, options: EmbedOptions, image_size: int | None
+) -> dict[str, Any]:
+    """Give everything that decides about the vector of an image, as plain values (see `embed`)."""
+    precision = representation.runtime(options.precision).precision
+    return representation.identity() | {"image_size": image_size, "precision": precision}
+
+
+def key_of(
+    representation: Representation, image_set: ImageSet, options: EmbedOptions, image_size: int | None
+) -> str:
+    """Give the key that `embed` gives, without embedding."""
+    return _key(identity_of(representation, options, image_size), images.contents(image_set))
+
+
+def _key(identity: dict[str, Any], contents: str) -> str:
+    return digest_of({"identity": identity, "images": contents})
 
 
 def _stored(folder: Path, key: str, meta: dict[str, Any]) -> EmbeddingSet | None:

@@ -16,6 +16,9 @@ SCHEMA = 1
 PARTS = ".embed_parts"
 """Folder of rows that a killed run has finished; hidden, so that it is never a folder of the user's."""
 
+LEARNED = "learned.safetensors"
+"""What an extractor has learned before it embedded: vocabularies, whitenings."""
+
 _KEYS = ("key", "dim", "config", "weights", "image_size", "images")
 
 

@@ -84,19 +84,22 @@ class Parts:
             np.savez(stream, numbers=numbers, vectors=self.vectors[numbers], reasons=reasons)
         self.unsaved, self.saved_at = [], time.monotonic()
 
-    def collect(self, image_set: ImageSet, key: str, meta: dict[str, Any]) -> EmbeddingSet:
+    def collect(
+        self, image_set: ImageSet, key: str, meta: dict[str, Any], may_be_empty: bool = False
+    ) -> EmbeddingSet:
         """Put the finished rows together, in the order of ``image_set``.
 
         Args:
             image_set: What was embedded.
             key: See `EmbeddingSet`.
             meta: See `EmbeddingSet`.
+            may_be_empty: Whether none may be readable.
 
         Raises:
-            UserError: No image could be read.
+            UserError: No image could be read, and some had to be.
         """
         good = np.array([n for n in range(self.count) if n not in self.reasons], np.int64)
-        if len(good) == 0:
+        if len(good) == 0 and not may_be_empty:
             number, reason = next(iter(sorted(self.reasons.items())))
             raise UserError(
                 f"none of the {self.count} images in {str(image_set.root)!r} can be read: check the files; "

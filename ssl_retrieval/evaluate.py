@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ssl_retrieval import config, devices, metrics, plugins
+from ssl_retrieval import config, devices, metrics, plugins, postprocess
 from ssl_retrieval.atomic import require_writable
 from ssl_retrieval.config import plugin
 from ssl_retrieval.data.tasks import require_positives
-from ssl_retrieval.embed import EmbedOptions, Representation, embed
+from ssl_retrieval.embed import EmbedOptions
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.images import report_skipped
-from ssl_retrieval.postprocess import l2_normalize
+from ssl_retrieval.features import Derived, Features, derived, extracted, needs_vectors
 from ssl_retrieval.report.files import write_report
+from ssl_retrieval.representation import Representation, check_label
 from ssl_retrieval.search import RelevantRanks, global_positive_counts, relevant_ranks, top_k
-from ssl_retrieval.types import EmbeddingSet, ImageSet, Report, Task, VectorArray, digest_of
+from ssl_retrieval.similarity import Similarity
+from ssl_retrieval.store import FitOptions, Store
+from ssl_retrieval.types import Report, Task, digest_of
 
+HEADLINE = "mAP"
 KNN = "knn@20"
 KNN_K = 20
 SPEED_K = 100
@@ -53,11 +56,16 @@ class EvaluateConfig:
         device: ``auto``, ``cpu``, ``cuda``, ….
         data: Dataset section: the task.
         model: Extractor section: a timm name or an extractor, and its options.
+        steps: Post-processing of its vectors, in order (see `postprocess.parse`).
         label: The representation's name in tables; by default ``model.name``.
         embed: Batch size and workers.
         protocol: See `ProtocolOptions`.
         metrics: Metric names; empty = the default list and what fits the task. ``mAP`` is always there.
         cache: Folder of embeddings shared between runs; by default ``out/embeddings``.
+        fit: Dataset section: where vocabularies and whitenings are fitted; by default the task's own
+            training images.
+        fit_limit: At most so many of them.
+        fit_on_test: Whether test images may be among them.
     """
 
     out: str = "???"
@@ -65,11 +73,15 @@ class EvaluateConfig:
     device: str = "auto"
     data: Any = plugin("dataset")
     model: Any = plugin("extractor")
+    steps: list[str] = field(default_factory=list)
     label: str = ""
     embed: EmbedOptions = field(default_factory=EmbedOptions)
     protocol: ProtocolOptions = field(default_factory=ProtocolOptions)
     metrics: list[str] = field(default_factory=list)
     cache: str = ""
+    fit: Any = plugin("dataset")
+    fit_limit: int = 5000
+    fit_on_test: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +91,12 @@ class Scored:
     Attributes:
         report: The scores.
         task: The task, without the images that could not be read.
-        queries: float32 [Q, D], rows of length 1.
-        gallery: float32 [N, D], rows of length 1.
+        similarity: The scores of all pairs.
     """
 
     report: Report
     task: Task
-    queries: VectorArray
-    gallery: VectorArray
+    similarity: Similarity
 
 
 def evaluate(cfg: EvaluateConfig) -> Report:
@@ -98,18 +108,38 @@ def evaluate(cfg: EvaluateConfig) -> Report:
     config.require_sections(cfg, "data", "model")
     out = Path(cfg.out).expanduser()
     require_writable(out)
+    postprocess.parse(cfg.steps)
     task = load_task(cfg.data, cfg.protocol)
-    scored = score(
-        Representation.make(cfg.label or cfg.model.name, cfg.model, devices.pick(cfg.device)),
+    label = cfg.label or cfg.model.name
+    check_label(label)
+    store = Store(
         task,
         cache=Path(cfg.cache).expanduser() if cfg.cache else out / "embeddings",
         options=cfg.embed,
-        names=cfg.metrics,
         on_error=cfg.data.on_error,
-        resolved=config.to_dict(cfg),
+        fit=fit_options(cfg),
     )
+    wanted = wanted_metrics(task, cfg.metrics)
+    device = devices.pick(cfg.device)
+    recipe = Derived(of=[label], steps=cfg.steps)
+    representation = Representation.make(label, cfg.model, device)
+    # Refused before anything is embedded.
+    if cfg.steps and getattr(representation.extractor, "only_scores", False):
+        raise needs_vectors("steps", label)
+    if recipe.learns:
+        store.fit_images()
+    features = extracted(representation, store)
+    if cfg.steps:
+        features = derived(label, recipe, [features], store)
+    scored = score_features(features, wanted, device, config.to_dict(cfg))
     write_report(scored.report, out / "report.json")
     return scored.report
+
+
+def fit_options(cfg: Any) -> FitOptions:
+    """Read ``fit``, ``fit_limit``, ``fit_on_test`` and ``seed`` of a config."""
+    images = None if cfg.fit is None else plugins.find("dataset", cfg.fit.name).images(cfg.fit)
+    return FitOptions(images, cfg.fit_limit, cfg.fit_on_test, cfg.seed)
 
 
 def load_task(data: Any, options: ProtocolOptions) -> Task:
@@ -125,6 +155,22 @@ def load_task(data: Any, options: ProtocolOptions) -> Task:
     )
 
 
+def wanted_metrics(task: Task, names: Sequence[str]) -> list[str]:
+    """List the metrics to compute, ``mAP`` first; refuse what does not fit before anything is embedded.
+
+    Args:
+        task: What is searched.
+        names: Metric names; empty = the default list and what fits the task.
+
+    Raises:
+        UserError: An unknown metric, or one that the task cannot have.
+    """
+    wanted = list(dict.fromkeys([HEADLINE, *names])) if names else _fitting(task)
+    for name in wanted:
+        _check_metric(name, task)
+    return wanted
+
+
 def score(
     representation: Representation,
     task: Task,
@@ -133,9 +179,8 @@ def score(
     options: EmbedOptions | None = None,
     names: Sequence[str] = (),
     on_error: str = "skip",
-    resolved: dict[str, Any] | None = None,
 ) -> Scored:
-    """Score one representation on one task.
+    """Score an extractor on a task.
 
     Args:
         representation: What embeds.
@@ -144,52 +189,55 @@ def score(
         options: How to embed.
         names: Metric names; empty = the default list and what fits the task.
         on_error: ``skip`` or ``fail`` for unreadable images.
-        resolved: The config, to be stored with the report.
 
     Raises:
         UserError: Unknown metric, unreadable images with ``fail``, or nothing left to score.
     """
-    wanted = list(dict.fromkeys(["mAP", *names])) if names else _fitting(task)
-    for name in wanted:
-        _check_metric(name, task)
-    sets: dict[str, EmbeddingSet] = {}
-    for images in (task.gallery, task.queries):
-        # One folder per image list: tasks over the same images share it.
-        place = _images_name(images)
-        if place in sets:
-            continue
-        sets[place] = embed(
-            representation,
-            images,
-            cache / f"{representation.label}-{place}",
-            options=options or EmbedOptions(),
-            image_size=task.protocol.image_size,
-            on_error=on_error,
-        )
-        report_skipped(sets[place].skipped, str(images.root))
-    queries, gallery = sets[_images_name(task.queries)], sets[_images_name(task.gallery)]
-    kept = task.restrict(set(queries.ids), set(gallery.ids))
+    wanted = wanted_metrics(task, names)
+    store = Store(task, cache, options or EmbedOptions(), on_error)
+    return score_features(extracted(representation, store), wanted, representation.device)
+
+
+def score_features(
+    features: Features,
+    wanted: Sequence[str],
+    device: str | torch.device = "cpu",
+    resolved: dict[str, Any] | None = None,
+) -> Scored:
+    """Score what a representation made of a task.
+
+    Args:
+        features: Its vectors or scores.
+        wanted: Metric names, from `wanted_metrics`.
+        device: Where is searched.
+        resolved: The config, to be stored with the report.
+
+    Raises:
+        UserError: No query is left that has anything to find.
+    """
+    kept = features.task
     require_positives(kept)
-    q, g = l2_normalize(queries.vectors), l2_normalize(gallery.vectors)
-    per_query, pooled, queries_per_s, num_tied = _measure(kept, q, g, wanted, representation)
+    per_query, pooled, queries_per_s, num_tied = _measure(features, wanted, device)
     report = Report(
-        task=task.name,
+        task=kept.name,
         representation={
-            "name": representation.label,
-            "family": representation.extractor.family,
-            "dim": representation.extractor.dim,
-            "key": gallery.key,
+            "name": features.label,
+            "family": features.family,
+            "dim": features.dim,
+            "key": features.key,
+            "fitted": features.fitted,
+            "notes": list(features.notes),
         },
         protocol=kept.protocol.to_dict(),
         query_ids=kept.queries.paths,
         per_query=per_query,
         pooled=pooled,
         costs={
-            "embed_images_per_s": gallery.images_per_s,
+            "embed_images_per_s": features.images_per_s,
             "search_queries_per_s": queries_per_s,
-            "bytes_per_image": float(4 * representation.extractor.dim),
-            "peak_rss_mib": _peak_rss_mib(),
-            "train_s": getattr(representation.extractor, "train_s", None),
+            "bytes_per_image": features.bytes_per_image,
+            "peak_rss_mib": features.peak_rss_mib,
+            "train_s": features.train_s,
         },
         config=resolved or {},
         versions=versions(),
@@ -200,25 +248,31 @@ def score(
             "num_gallery": len(kept.gallery),
             "num_queries_without_positives": len(kept.queries) - kept.num_queries_with_positives,
             "num_queries_with_ties": num_tied,
+            "num_images_without_features": len(features.without_features),
             "gallery_digest": digest_of(list(kept.gallery.paths)),
-            "skipped": [list(item) for item in sorted({*queries.skipped, *gallery.skipped})],
+            "skipped": [list(item) for item in features.skipped],
         },
     )
-    return Scored(report, kept, q, g)
+    return Scored(report, kept, features.similarity)
 
 
 def _measure(
-    task: Task, q: VectorArray, g: VectorArray, wanted: list[str], representation: Representation
+    features: Features, wanted: Sequence[str], device: str | torch.device
 ) -> tuple[dict[str, Any], dict[str, float], float, int]:
-    device = representation.device
+    task = features.task
+    if features.scores is None:
+        assert features.queries is not None
+        sides: tuple[Any, Any] = features.queries, features.gallery
+    else:
+        sides = features.scores, None
     start = time.perf_counter()
-    nearest = top_k(q, g, min(SPEED_K, len(g)), task.ignored, device)
-    queries_per_s = len(q) / (time.perf_counter() - start)
-    ranks = relevant_ranks(q, g, task.relevant, task.ignored, device)
+    nearest = top_k(*sides, min(SPEED_K, len(task.gallery)), task.ignored, device)
+    queries_per_s = len(task.queries) / (time.perf_counter() - start)
+    ranks = relevant_ranks(*sides, task.relevant, task.ignored, device)
     per_query, pooled = {}, {}
     for name in wanted:
         if name == "uap":
-            pooled[name] = metrics.uap(global_positive_counts(q, g, task.relevant, task.ignored, device))
+            pooled[name] = metrics.uap(global_positive_counts(*sides, task.relevant, task.ignored, device))
         elif name == KNN:
             assert task.queries.labels is not None
             assert task.gallery.labels is not None
@@ -247,20 +301,6 @@ def _check_metric(name: str, task: Task) -> None:
             raise UserError(f"metric {name!r} needs labels, and task {task.name!r} has none: leave it out")
     elif name != "uap":
         metrics.compute(name, _NO_RANKS)
-
-
-def _images_name(images: ImageSet) -> str:
-    return digest_of([str(images.root), list(images.paths)])[:8]
-
-
-def _peak_rss_mib() -> float:
-    if sys.platform == "win32":
-        return float("nan")
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, Linux KiB.
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def versions() -> dict[str, str]:

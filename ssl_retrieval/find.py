@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_retrieval import config, devices
-from ssl_retrieval.embed import Representation, embed_image
-from ssl_retrieval.embedding_files import read
+import numpy as np
+
+from ssl_retrieval import config, devices, learning
+from ssl_retrieval.embed import embed_image
+from ssl_retrieval.embedding_files import LEARNED, read
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.postprocess import l2_normalize
+from ssl_retrieval.features import similarity_of
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.search import top_k
 
 
@@ -17,7 +20,7 @@ class Hit:
 
     Attributes:
         file: The image.
-        score: Cosine similarity to the query, in [-1, 1].
+        score: Similarity to the query: the cosine, in [-1, 1], unless the features have another.
     """
 
     file: Path
@@ -45,6 +48,8 @@ def find(embeddings: Path, query: Path, k: int, device: str = "auto") -> list[Hi
         raise UserError(f"no query image {str(query)!r}: give the path of an image file")
     cfg = config.plugin_config("extractor", stored.meta["config"], f"{embeddings}: config")
     representation = Representation.make(cfg.name, cfg, devices.pick(device))
+    if learning.learns(representation):
+        learning.recall(representation, embeddings / LEARNED)
     identity = representation.identity()
     if identity["dim"] != stored.dim:
         raise UserError(
@@ -54,8 +59,9 @@ def find(embeddings: Path, query: Path, k: int, device: str = "auto") -> list[Hi
     if identity["weights"] != stored.meta["weights"]:
         raise UserError(f"{embeddings}: the weights of {cfg.name!r} have changed since: run `embed` again")
     precision = stored.meta.get("precision", "fp32")
-    vector = l2_normalize(embed_image(representation, query, stored.meta["image_size"], precision))
-    ranking = top_k(vector, l2_normalize(stored.vectors), min(k, len(stored.ids)))
+    vector = embed_image(representation, query, stored.meta["image_size"], precision)
+    scores = similarity_of(representation.extractor, vector, np.asarray(stored.vectors))
+    ranking = top_k(scores, None, min(k, len(stored.ids)))
     root = Path(stored.meta["images"]["root"])
     return [
         Hit(root / stored.ids[index], float(score))

@@ -9,7 +9,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 """Of the largest output value; rounding of deep networks stays below a hundredth of it."""
 
 
@@ -42,7 +42,7 @@ def fold(model: nn.Module, example: Tensor) -> nn.Module:
                 if any(child is norm for _, norm in pairs):
                     setattr(parent, name, child.act if isinstance(child, BatchNormAct2d) else nn.Identity())
         before, after = model(example), folded(example)
-    same = float((before - after).abs().max()) <= _TOLERANCE * float(before.abs().max())
+    same = float((before - after).abs().max()) <= TOLERANCE * float(before.abs().max())
     return folded if same else model
 
 

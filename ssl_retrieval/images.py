@@ -17,7 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from ssl_retrieval.console import say
 from ssl_retrieval.errors import ImageError, UserError
-from ssl_retrieval.types import ImageSet
+from ssl_retrieval.types import ImageSet, digest_of
 
 MAX_PIXELS = 200_000_000
 """Larger images are refused before they are decoded."""
@@ -230,6 +230,24 @@ def shrink(image: Image.Image, short_side: int | None) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
+def cut(image: Image.Image, box: tuple[float, float, float, float] | None) -> Image.Image:
+    """Keep the part of an image within a box, at least one pixel of it.
+
+    Args:
+        image: Any RGB image.
+        box: Left, top, right and bottom edge in pixels; what lies outside the image is ignored. None = all.
+
+    >>> cut(Image.new("RGB", (400, 300)), (-5, 100.4, 200, 999)).size
+    (200, 200)
+    """
+    if box is None:
+        return image
+    width, height = image.size
+    left, top = (min(max(round(edge), 0), side - 1) for edge, side in zip(box[:2], image.size, strict=True))
+    right, bottom = max(left + 1, min(round(box[2]), width)), max(top + 1, min(round(box[3]), height))
+    return image.crop((left, top, right, bottom))
+
+
 def list_images(root: Path) -> list[str]:
     """Find the image files under a folder, at any depth.
 
@@ -316,6 +334,11 @@ def content_digests(images: ImageSet) -> list[str]:
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(_content_digest, (images.file(i) for i in range(len(images)))))
+
+
+def contents(images: ImageSet) -> str:
+    """Hash which images stand in a list, in which order, what they hold and what part of them counts."""
+    return digest_of([*images.to_key(), content_digests(images)])
 
 
 def _content_digest(file: Path) -> str:

@@ -2,6 +2,8 @@
 
 import ctypes
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -28,3 +30,27 @@ def keep_freed(device: torch.device) -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def reset_peak() -> None:
+    """Give freed memory back and start counting `peak_rss_mib` anew; only Linux can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss_mib() -> float:
+    """Give the largest memory since `reset_peak`; of the whole run on macOS, NaN on Windows."""
+    if sys.platform == "win32":
+        return float("nan")
+    # Some kernels that only look like Linux do not tell.
+    with suppress(OSError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**10, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, other systems KiB.
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

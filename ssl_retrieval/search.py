@@ -10,6 +10,7 @@ order of items whose scores differ by no more than that.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.similarity import Similarity
 from ssl_retrieval.types import IntArray, Ranking, VectorArray
 
 BLOCK_BYTES = 256 * 2**20
@@ -90,8 +92,8 @@ def _full_precision() -> Iterator[None]:
 
 @_full_precision()
 def top_k(
-    queries: VectorArray,
-    gallery: VectorArray,
+    queries: VectorArray | Similarity,
+    gallery: VectorArray | None,
     k: int,
     ignored: Sequence[IntArray] | None = None,
     device: str | torch.device = "cpu",
@@ -100,8 +102,8 @@ def top_k(
     """Find the ``k`` gallery items with the highest dot product, exactly.
 
     Args:
-        queries: float32 [Q, D]; L2-normalised when the score is to be the cosine.
-        gallery: float32 [N, D], likewise; may be an ``np.memmap``.
+        queries: float32 [Q, D]; L2-normalised when the score is to be the cosine. Or a `Similarity`.
+        gallery: float32 [N, D], likewise; may be an ``np.memmap``. None with a `Similarity`.
         k: How many items per query.
         ignored: Q arrays of gallery indices that must not appear; None = every item may.
         device: Where scores are computed.
@@ -120,9 +122,9 @@ def top_k(
     """
     if k < 1:
         raise UserError(f"k={k}: at least one item per query is needed")
-    pairs = _Pairs.cut(queries, gallery, ignored, device, block_bytes)
-    indices = np.empty((len(queries), k), np.int64)
-    scores = np.empty((len(queries), k), np.float32)
+    pairs = _cut(queries, gallery, ignored, device, block_bytes)
+    indices = np.empty((pairs.num_queries, k), np.int64)
+    scores = np.empty((pairs.num_queries, k), np.float32)
     for rows in pairs.query_blocks():
         best = torch.full((rows.stop - rows.start, k), NOTHING, device=pairs.device)
         for _, keys in pairs.keys(rows):
@@ -136,8 +138,8 @@ def top_k(
 
 @_full_precision()
 def relevant_ranks(
-    queries: VectorArray,
-    gallery: VectorArray,
+    queries: VectorArray | Similarity,
+    gallery: VectorArray | None,
     relevant: Sequence[IntArray],
     ignored: Sequence[IntArray] | None = None,
     device: str | torch.device = "cpu",
@@ -149,8 +151,8 @@ def relevant_ranks(
     memory is that of one block plus that of the relevant items.
 
     Args:
-        queries: float32 [Q, D].
-        gallery: float32 [N, D]; may be an ``np.memmap``.
+        queries: float32 [Q, D], or a `Similarity`.
+        gallery: float32 [N, D]; may be an ``np.memmap``. None with a `Similarity`.
         relevant: Q arrays of gallery indices, unique and disjoint from the ignored ones.
         ignored: Q arrays of gallery indices that are taken out before ranking; None = none.
         device: Where scores are computed.
@@ -167,10 +169,10 @@ def relevant_ranks(
     >>> found.ranks, found.best_ranks
     (array([[2, 3]]), array([[1, 3]]))
     """
-    pairs = _Pairs.cut(queries, gallery, ignored, device, block_bytes)
-    assert len(relevant) == len(queries)
+    pairs = _cut(queries, gallery, ignored, device, block_bytes)
+    assert len(relevant) == pairs.num_queries
     num_relevant = _lengths(relevant)
-    found = np.zeros((3, len(queries), num_relevant.max(initial=0)), np.int64)
+    found = np.zeros((3, pairs.num_queries, num_relevant.max(initial=0)), np.int64)
     for rows in pairs.query_blocks():
         lists = _IndexLists.of(relevant[rows], pairs.device)
         first_pass, second_pass = pairs.two_passes(rows)
@@ -191,13 +193,13 @@ def relevant_ranks(
         ranks.masked_fill_((relevant_keys == NOTHING)[:, None], 0)
         found[:, rows, :width] = ranks.transpose(0, 1).cpu().numpy()
     num_ignored = np.zeros_like(num_relevant) if ignored is None else _lengths(ignored)
-    return RelevantRanks(found[0], found[1], found[2], num_relevant, len(gallery) - num_ignored)
+    return RelevantRanks(found[0], found[1], found[2], num_relevant, pairs.num_gallery - num_ignored)
 
 
 @_full_precision()
 def global_positive_counts(
-    queries: VectorArray,
-    gallery: VectorArray,
+    queries: VectorArray | Similarity,
+    gallery: VectorArray | None,
     relevant: Sequence[IntArray],
     ignored: Sequence[IntArray] | None = None,
     device: str | torch.device = "cpu",
@@ -209,8 +211,8 @@ def global_positive_counts(
     Memory: one block plus O(relevant pairs).
 
     Args:
-        queries: float32 [Q, D].
-        gallery: float32 [N, D]; may be an ``np.memmap``.
+        queries: float32 [Q, D], or a `Similarity`.
+        gallery: float32 [N, D]; may be an ``np.memmap``. None with a `Similarity`.
         relevant: Q arrays of gallery indices, unique and disjoint from the ignored ones.
         ignored: Q arrays of gallery indices whose pairs do not count; None = none.
         device: Where scores are computed.
@@ -222,8 +224,8 @@ def global_positive_counts(
     Raises:
         UserError: The vectors differ in dimension.
     """
-    pairs = _Pairs.cut(queries, gallery, ignored, device, block_bytes)
-    assert len(relevant) == len(queries)
+    pairs = _cut(queries, gallery, ignored, device, block_bytes)
+    assert len(relevant) == pairs.num_queries
     positives = [torch.empty(0, dtype=torch.int32, device=pairs.device)]
     for rows in pairs.query_blocks():
         keys = _gather(pairs.keys(rows), _IndexLists.of(relevant[rows], pairs.device))
@@ -286,29 +288,90 @@ class _IndexLists:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pairs:
+class _Pairs(ABC):
     """All query-gallery pairs, cut into blocks whose scores fit in memory."""
 
-    queries: VectorArray
-    gallery: VectorArray
     ignored: Sequence[IntArray] | None
     device: torch.device
+    num_queries: int
+    num_gallery: int
     query_rows: int
     gallery_rows: int
 
-    @classmethod
-    def cut(
-        cls,
-        queries: VectorArray,
-        gallery: VectorArray,
-        ignored: Sequence[IntArray] | None,
-        device: str | torch.device,
-        block_bytes: int,
-    ) -> "_Pairs":
+    def query_blocks(self) -> Iterator[slice]:
+        for start in range(0, self.num_queries, self.query_rows):
+            yield slice(start, min(start + self.query_rows, self.num_queries))
+
+    def keys(self, rows: slice) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first gallery index and the int64 [q, g] keys of each block, ignored items blanked."""
+        ignored = None if self.ignored is None else _IndexLists.of(self.ignored[rows], self.device)
+        for start, scores in self.scores(rows):
+            keys = _keys_of(scores, start)
+            if ignored is not None:
+                in_block = ignored.within(start, start + scores.shape[1])
+                keys[in_block.rows, in_block.columns] = NOTHING
+            yield start, keys
+
+    @abstractmethod
+    def scores(self, rows: slice) -> Iterator[tuple[int, Tensor]]:
+        """Yield the first gallery index and the float32 [q, g] scores of each block."""
+
+    def two_passes(self, rows: slice) -> tuple[Iterator[tuple[int, Tensor]], Iterator[tuple[int, Tensor]]]:
+        """Give the blocks twice; the second pass may overwrite them once the first is through."""
+        if self.num_gallery <= self.gallery_rows:
+            only = list(self.keys(rows))
+            return iter(only), iter(only)
+        return self.keys(rows), self.keys(rows)
+
+    def _load(self, values: VectorArray) -> Tensor:
+        # Always a copy: every block then has the same memory alignment, hence the same rounding, on
+        # each pass, and a read-only memmap is as good as an array.
+        block = torch.tensor(values, device=self.device)
+        assert torch.isfinite(block).all()
+        return block
+
+
+@dataclass(frozen=True, eq=False)
+class _Products(_Pairs):
+    """Scores are dot products."""
+
+    queries: VectorArray
+    gallery: VectorArray
+
+    def scores(self, rows: slice) -> Iterator[tuple[int, Tensor]]:
+        queries = self._load(self.queries[rows])
+        for start in range(0, self.num_gallery, self.gallery_rows):
+            yield start, queries @ self._load(self.gallery[start : start + self.gallery_rows]).T
+
+
+@dataclass(frozen=True, eq=False)
+class _Given(_Pairs):
+    """Scores come from a `Similarity`, whole rows at a time."""
+
+    similarity: Similarity
+
+    def scores(self, rows: slice) -> Iterator[tuple[int, Tensor]]:
+        yield 0, self._load(self.similarity.scores(rows))
+
+
+def _cut(
+    queries: VectorArray | Similarity,
+    gallery: VectorArray | None,
+    ignored: Sequence[IntArray] | None,
+    device: str | torch.device,
+    block_bytes: int,
+) -> _Pairs:
+    device = torch.device(device)
+    if gallery is None:
+        assert not isinstance(queries, np.ndarray)
+        num_queries, num_gallery = queries.num_queries, queries.num_gallery
+        fitting = block_bytes // (BYTES_PER_PAIR * max(1, num_gallery))
+        query_rows = max(1, min(MAX_QUERY_ROWS, num_queries, fitting))
+        pairs: _Pairs = _Given(ignored, device, num_queries, num_gallery, query_rows, num_gallery, queries)
+    else:
+        assert isinstance(queries, np.ndarray)
         assert queries.dtype == gallery.dtype == np.float32
         assert queries.ndim == gallery.ndim == 2
-        assert len(gallery) < LOW_BITS
-        assert ignored is None or len(ignored) == len(queries)
         dim = queries.shape[1]
         if dim != gallery.shape[1]:
             raise UserError(
@@ -317,37 +380,11 @@ class _Pairs:
             )
         query_rows = max(1, min(MAX_QUERY_ROWS, len(queries), math.isqrt(block_bytes // BYTES_PER_PAIR)))
         gallery_rows = max(1, block_bytes // (BYTES_PER_PAIR * query_rows + 4 * dim))
-        return cls(queries, gallery, ignored, torch.device(device), query_rows, gallery_rows)
-
-    def query_blocks(self) -> Iterator[slice]:
-        for start in range(0, len(self.queries), self.query_rows):
-            yield slice(start, min(start + self.query_rows, len(self.queries)))
-
-    def keys(self, rows: slice) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first gallery index and the int64 [q, g] keys of each block, ignored items blanked."""
-        queries = self._load(self.queries[rows])
-        ignored = None if self.ignored is None else _IndexLists.of(self.ignored[rows], self.device)
-        for start in range(0, len(self.gallery), self.gallery_rows):
-            gallery = self._load(self.gallery[start : start + self.gallery_rows])
-            keys = _keys_of(queries @ gallery.T, start)
-            if ignored is not None:
-                in_block = ignored.within(start, start + len(gallery))
-                keys[in_block.rows, in_block.columns] = NOTHING
-            yield start, keys
-
-    def two_passes(self, rows: slice) -> tuple[Iterator[tuple[int, Tensor]], Iterator[tuple[int, Tensor]]]:
-        """Give the blocks twice; the second pass may overwrite them once the first is through."""
-        if len(self.gallery) <= self.gallery_rows:
-            only = list(self.keys(rows))
-            return iter(only), iter(only)
-        return self.keys(rows), self.keys(rows)
-
-    def _load(self, vectors: VectorArray) -> Tensor:
-        # Always a copy: every block then has the same memory alignment, hence the same rounding, on
-        # each pass, and a read-only memmap is as good as an array.
-        block = torch.tensor(vectors, device=self.device)
-        assert torch.isfinite(block).all()
-        return block
+        shape = len(queries), len(gallery)
+        pairs = _Products(ignored, device, *shape, query_rows, gallery_rows, queries, gallery)
+    assert pairs.num_gallery < LOW_BITS
+    assert ignored is None or len(ignored) == pairs.num_queries
+    return pairs
 
 
 def _lengths(lists: Sequence[IntArray]) -> IntArray:

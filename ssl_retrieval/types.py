@@ -28,15 +28,18 @@ class ImageSet:
         paths: N relative POSIX paths, unique. They are the images' ids.
         labels: int64 [N], indices into ``class_names``; None when unlabelled.
         class_names: What the labels mean; empty when unlabelled.
+        boxes: float32 [N, 4]: left, top, right and bottom edge, in pixels of the upright image, of the part
+            that counts; rows of NaN = the whole image. None = all images are taken whole.
     """
 
     root: Path
     paths: tuple[str, ...]
     labels: IntArray | None = None
     class_names: tuple[str, ...] = ()
+    boxes: VectorArray | None = None
 
     def __post_init__(self) -> None:
-        """Check that ids are unique and stay inside the root, and that labels fit."""
+        """Check that ids are unique and stay inside the root, and that labels and boxes fit."""
         if len(set(self.paths)) != len(self.paths):
             twice = next(p for p in self.paths if self.paths.count(p) > 1)
             raise UserError(f"image path listed twice: {twice!r} (paths are ids and must be unique)")
@@ -48,6 +51,9 @@ class ImageSet:
             assert self.labels.shape == (len(self.paths),)
             assert len(self.labels) == 0 or self.labels.min() >= 0
             assert len(self.labels) == 0 or self.labels.max() < len(self.class_names)
+        if self.boxes is not None:
+            assert self.boxes.dtype == np.float32
+            assert self.boxes.shape == (len(self.paths), 4)
 
     def __len__(self) -> int:
         """Count the images."""
@@ -57,6 +63,13 @@ class ImageSet:
         """Give the full path of image ``index``."""
         return self.root / self.paths[index]
 
+    def box(self, index: int) -> tuple[float, float, float, float] | None:
+        """Give the part of image ``index`` that counts, None for the whole of it."""
+        if self.boxes is None or np.isnan(self.boxes[index]).any():
+            return None
+        left, top, right, bottom = self.boxes[index].tolist()
+        return left, top, right, bottom
+
     def take(self, indices: IntArray) -> "ImageSet":
         """Keep the images at ``indices`` (int64 [M]), in that order."""
         return ImageSet(
@@ -64,7 +77,13 @@ class ImageSet:
             paths=tuple(self.paths[i] for i in indices),
             labels=None if self.labels is None else self.labels[indices],
             class_names=self.class_names,
+            boxes=None if self.boxes is None else self.boxes[indices],
         )
+
+    def to_key(self) -> list[object]:
+        """Give what tells this list from others but for the files' content, as plain values to hash."""
+        boxes = [] if self.boxes is None else [np.nan_to_num(self.boxes, nan=-1).tolist()]
+        return [list(self.paths), *boxes]
 
 
 @dataclass(frozen=True)

@@ -318,3 +318,26 @@ def test_overriding_a_name_leaves_out_keys_the_new_plugin_lacks(
     assert "model.weights of the yaml does not apply to model.name=checkpoint" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"unknown key 'model\.wieghts'"):
         config.load(EvaluateConfig, file, ["model.name=checkpoint", "model.path=a", "model.wieghts=b"])
+
+
+def test_models_without_a_name_share_the_network(tmp_path: Path) -> None:
+    text = """
+out: there
+network: {name: resnet10t, weights: random, image_size: 64}
+models:
+  average: {pool: avg}
+  large: {pool: gem, image_size: 96}
+  pixels: {name: pixels}
+"""
+    cfg = load(CompareConfig, text, "network.seed=3", folder=tmp_path)
+    average, large, pixels = (cfg.models[name] for name in ("average", "large", "pixels"))
+    assert (average.name, average.weights, average.image_size, average.seed) == ("resnet10t", "random", 64, 3)
+    assert (large.name, large.image_size, large.pool) == ("resnet10t", 96, "gem")
+    assert pixels.name == "pixels"
+
+
+def test_a_mistake_in_the_shared_network_is_named(tmp_path: Path) -> None:
+    text = "out: there\nnetwork: {name: resnet10t, wheights: random}\nmodels: {average: {pool: avg}}\n"
+    assert "did you mean 'models.average.weights'" in mistake(CompareConfig, text, folder=tmp_path)
+    without = "out: there\nmodels: {average: {pool: avg}}\n"
+    assert "models.average.name" in mistake(CompareConfig, without, folder=tmp_path)

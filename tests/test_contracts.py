@@ -30,8 +30,21 @@ CONFIGS: dict[str, list[dict[str, Any]]] = {
         *({"name": name, "weights": "random", "pool": "model", "image_size": 64} for name in SMALL_NETWORKS),
         {"name": "resnet10t", "weights": "random", "pool": "gem", "image_size": 48, "crop": 0.5},
         {"name": "resnet18", "weights": "random", "pool": "avg", "image_size": 32, "stem": "small"},
+        {
+            "name": "resnet10t",
+            "weights": "random",
+            "pool": "rmac",
+            "image_size": 64,
+            "rmac_whiten": True,
+            "scales": [1.0, 0.5],
+            "flip": True,
+        },
     ],
     "checkpoint": [{"name": "checkpoint", "pool": "model"}, {"name": "checkpoint", "pool": "gem"}],
+    "bow": [{"name": "bow", "words": 300}],
+    "vlad": [{"name": "vlad", "words": 4}],
+    "fisher": [{"name": "fisher", "gaussians": 2, "pca": 8}],
+    "asmk": [{"name": "asmk", "words": 300}],
 }
 """Plugins that need more than their defaults; the others are tested with these."""
 
@@ -49,7 +62,12 @@ def extractor_of(section: dict[str, Any], folder: Path) -> Any:
         checkpoint.save(backbones.make("resnet10t", seed=3), card, folder / "checkpoint.safetensors")
         section = section | {"path": str(folder)}
     cfg = config.plugin_config("extractor", section, "model")
-    return plugins.find("extractor", cfg.name).Extractor(cfg).eval()
+    extractor = plugins.find("extractor", cfg.name).Extractor(cfg).eval()
+    if getattr(extractor, "learns", False):
+        lessons = [photo((90, 120, 150), seed=i, size=(80, 60)) for i in range(4)]
+        with torch.inference_mode():
+            extractor.set_learned(extractor.learn([extractor.material(image) for image in lessons]))
+    return extractor
 
 
 @pytest.fixture(scope="module", params=EXTRACTORS, ids=lambda case: "-".join(map(str, case[1].values())))

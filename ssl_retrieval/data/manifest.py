@@ -9,10 +9,13 @@ instance   object; images of one object match at instance level; empty = matches
 role       ``query``, ``gallery``, ``both`` (also when empty) or ``distractor`` (in the gallery, matches
            nothing); without this column every image searches for its like among all others
 split      any name; ``data.split`` picks the rows that are used
+left, top, edges, in pixels of the upright image, of the object that is searched for: a query is cut to
+right,     them, the gallery never is; all four empty = the whole image (see ``data.query_crop``)
+bottom
 ========== =========================================================================================
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
@@ -23,9 +26,10 @@ from ssl_retrieval.console import say
 from ssl_retrieval.data.base import DataConfig, check, existing_folder, one_of
 from ssl_retrieval.data.tasks import NO_GROUP, task_from_groups
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.types import ImageSet, IntArray, Task
+from ssl_retrieval.types import ImageSet, IntArray, Protocol, Task, VectorArray
 
-_COLUMNS = ("path", "label", "instance", "role", "split")
+_BOX = ("left", "top", "right", "bottom")
+_COLUMNS = ("path", "label", "instance", "role", "split", *_BOX)
 _ROLES = ("query", "gallery", "both", "distractor")
 
 
@@ -39,6 +43,8 @@ class Config(DataConfig):
         level: ``category`` matches by label, ``instance`` by instance; ``auto`` takes the instance column
             if there is one.
         split: Use only the rows of this split; empty = all rows.
+        query_crop: ``box`` cuts queries to their boxes, ``none`` leaves them whole; ``auto`` cuts where the
+            table has boxes. The protocol records which it was.
     """
 
     name: str = "manifest"
@@ -46,6 +52,7 @@ class Config(DataConfig):
     file: str = ""
     level: str = "auto"
     split: str = ""
+    query_crop: str = "auto"
 
 
 def load(cfg: Config) -> Task:
@@ -68,10 +75,12 @@ def load(cfg: Config) -> Task:
             f"{f' in split {cfg.split!r}' if cfg.split else ''}: both are needed, see its column 'role'"
         )
     train = rows[rows["split"] == "train"]
+    boxes = _boxes(cfg, searching)
     return task_from_groups(
         name="-".join(filter(None, [Path(cfg.file).stem, cfg.split])),
         level=level,
-        queries=_image_set(root, searching, level, rows),
+        queries=replace(_image_set(root, searching, level, rows), boxes=boxes),
+        protocol=Protocol(query_crop="none" if boxes is None else "box"),
         gallery=_image_set(root, searched, level, rows),
         query_groups=_groups(searching, level, rows),
         gallery_groups=_groups(searched, level, rows),
@@ -183,6 +192,30 @@ def _codes(part: pd.DataFrame, level: str, rows: pd.DataFrame) -> tuple[IntArray
 def _groups(part: pd.DataFrame, level: str, rows: pd.DataFrame) -> IntArray:
     codes, _ = _codes(part, level, rows)
     return np.where(part["role"] == "distractor", NO_GROUP, codes)
+
+
+def _boxes(cfg: Config, part: pd.DataFrame) -> VectorArray | None:
+    """Read the boxes of some rows: float32 [N, 4], NaN where there is none; None = nothing is cut."""
+    one_of("data.query_crop", cfg.query_crop, ("auto", "box", "none"))
+    texts = part[list(_BOX)]
+    has_box = (texts != "").any(axis=1)
+    if cfg.query_crop == "none" or not (has_box.any() or cfg.query_crop == "box"):
+        return None
+    if not has_box.any():
+        raise UserError(
+            f"data.query_crop=box: no query of {cfg.file!r} has a box: fill its columns {', '.join(_BOX)}"
+        )
+    boxes = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+    is_box = np.isfinite(boxes).all(axis=1) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+    wrong = has_box.to_numpy() & ~is_box
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        given = ", ".join(f"{name}={texts.iloc[row][name]}" for name in _BOX)
+        raise UserError(
+            f"{cfg.file!r}: the box of {part['path'].iloc[row]!r} ({given}) needs four numbers, left below "
+            "right and top below bottom"
+        )
+    return np.where(has_box.to_numpy()[:, None], boxes, np.float32("nan"))
 
 
 def _image_set(root: Path, part: pd.DataFrame, level: str, rows: pd.DataFrame) -> ImageSet:

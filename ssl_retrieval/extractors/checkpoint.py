@@ -4,22 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_retrieval import checkpoint as checkpoint_file
-from ssl_retrieval.extractors.base import PooledNetwork
+from ssl_retrieval.extractors.base import NetworkConfig, PooledNetwork
 
 
 @dataclass
-class Config:
-    """Which checkpoint, and how to pool.
+class Config(NetworkConfig):
+    """Which checkpoint, and what to take from it (see `NetworkConfig`).
 
     Attributes:
         name: ``checkpoint``.
         path: A ``checkpoint.safetensors`` or the run's folder that holds it.
-        pool: ``model``, ``avg`` or ``gem``.
     """
 
     name: str = "checkpoint"
     path: str = "???"
-    pool: str = "model"
 
 
 class Extractor(PooledNetwork):
@@ -29,8 +27,9 @@ class Extractor(PooledNetwork):
 
     def __init__(self, cfg: Config) -> None:
         """Load the encoder."""
+        cfg.check()
         path = Path(cfg.path).expanduser()
         file = path / "checkpoint.safetensors" if path.is_dir() else path
-        model, card, spec = checkpoint_file.load(file)
-        super().__init__(model, spec, cfg.pool)
+        model, card, spec = checkpoint_file.load(file, dynamic_size=cfg.has_several_sizes)
+        super().__init__(model, spec, cfg)
         self.train_s = card.train_s

@@ -1,4 +1,4 @@
-"""Any timm network, pretrained or random: pooled last map, with its own preprocessing."""
+"""Any timm network, pretrained or random: its pooled map, with its own preprocessing."""
 
 from dataclasses import dataclass
 
@@ -6,18 +6,17 @@ from timm.data.config import resolve_model_data_config
 
 from ssl_retrieval import backbones
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.extractors.base import PooledNetwork
+from ssl_retrieval.extractors.base import NetworkConfig, PooledNetwork
 from ssl_retrieval.network_input import InputSpec
 
 
 @dataclass
-class Config:
-    """What to load and how to pool.
+class Config(NetworkConfig):
+    """What to load, and what to take from it (see `NetworkConfig`).
 
     Attributes:
         name: timm name.
         weights: ``pretrained``, ``offline``, ``random`` or a file (see `backbones.make`).
-        pool: ``model`` (as the network itself pools), ``avg`` or ``gem``.
         image_size: Input side in pixels; None = the network's own.
         crop: Share of the short side kept by the centre crop; None = the network's own.
         stem: ``standard`` or ``small``.
@@ -27,7 +26,6 @@ class Config:
 
     name: str = "tf_efficientnet_lite0"
     weights: str = "pretrained"
-    pool: str = "model"
     image_size: int | None = None
     crop: float | None = None
     stem: str = "standard"
@@ -40,10 +38,14 @@ class Extractor(PooledNetwork):
 
     def __init__(self, cfg: Config) -> None:
         """Build the network."""
+        cfg.check()
         if cfg.crop is not None and not 0.1 <= cfg.crop <= 1:
             raise UserError(f"model.crop={cfg.crop}: must be between 0.1 and 1")
         if cfg.image_size is not None and cfg.image_size < 1:
             raise UserError(f"model.image_size={cfg.image_size}: must be at least 1")
+        # Checks the name on its way.
+        network = backbones.without_weights(cfg.name)
+        needs_classifier = "fc" in cfg.parts and not backbones.has_hidden_layer(network)
         model = backbones.make(
             cfg.name,
             cfg.weights,
@@ -51,6 +53,8 @@ class Extractor(PooledNetwork):
             stem=cfg.stem,
             seed=cfg.seed,
             patch_size=cfg.patch_size,
+            dynamic_size=cfg.has_several_sizes,
+            classifier=needs_classifier,
         )
         own = resolve_model_data_config(model)
         spec = InputSpec(
@@ -60,5 +64,5 @@ class Extractor(PooledNetwork):
             interpolation="bicubic" if own["interpolation"] == "bicubic" else "bilinear",
             crop=float(cfg.crop or own["crop_pct"]),
         )
-        super().__init__(model, spec, cfg.pool)
+        super().__init__(model, spec, cfg)
         self.family = "random" if cfg.weights == "random" else "off-the-shelf"

@@ -15,7 +15,16 @@ from ssl_retrieval.report.chart import draw_chart, family_colours
 from ssl_retrieval.report.gallery import GalleryQuery, GalleryRow, thumbnail
 from ssl_retrieval.report.headline import headline
 from ssl_retrieval.report.numbers import format_count, format_p, format_score
-from ssl_retrieval.report.table import BEST_GROUP_LEGEND, LEVEL_TITLES, Column, columns, costs
+from ssl_retrieval.report.table import (
+    BEST_GROUP_LEGEND,
+    COST_TITLES,
+    LEVEL_TITLES,
+    Column,
+    columns,
+    costs,
+    fitted_notes,
+    fitted_on_queries,
+)
 
 
 def write_page(
@@ -45,6 +54,9 @@ def write_page(
         columns=shown,
         level_spans=[(level, len(list(of_level))) for level, of_level in groupby(shown, _level_of_column)],
         costs=costs,
+        cost_titles=COST_TITLES,
+        warnings=[*comparison.notes, *fitted_on_queries(comparison)],
+        fitted_notes=fitted_notes(comparison),
         cost_keys=list(dict.fromkeys(key for entry in entries for key in entry.report.costs)),
         colours=colours,
         best_group_legend=BEST_GROUP_LEGEND,

@@ -4,9 +4,11 @@ The wide table has one row per representation; the CSV is long: one row per task
 metric.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from ssl_retrieval.report.numbers import NOTHING, format_bounds, format_count, f
 
 LEVEL_TITLES = {"instance": "instance-level", "category": "category-level"}
 BEST_GROUP_LEGEND = "best of its task, or not significantly different from it (paired test, Holm, 5 %)"
-_COST_TITLES = ("dim", "images/s", "bytes/image", "training s")
+COST_TITLES = ("dim", "images/s", "bytes/image", "search ms", "peak MiB", "training s")
 _WIDE_METRICS = (HEADLINE_METRIC, "hit_rate@1", "ns_score")
 _TASKS_PER_TABLE = 3
 _TASK_NAME_WIDTH = 15
@@ -67,9 +69,12 @@ def columns(comparison: Comparison) -> list[Column]:
 
 
 def costs(comparison: Comparison, name: str) -> list[str]:
-    """Give a representation's dimension, images per second, bytes per image and training seconds.
+    """Give what a representation costs.
 
-    The speed is the median over its tasks; the others are the largest.
+    Returns:
+        Its dimension, images per second, bytes per image, milliseconds of search per query, largest memory
+        while embedding in MiB, and training seconds. Speeds are the median over its tasks; the others are
+        the largest.
     """
     entries = comparison.entries(name)
 
@@ -77,11 +82,13 @@ def costs(comparison: Comparison, name: str) -> list[str]:
         values = (entry.report.costs.get(key) for entry in entries)
         return [value for value in values if value is not None and known(value)]
 
-    speeds = over_tasks("embed_images_per_s")
+    speeds, searches = over_tasks("embed_images_per_s"), over_tasks("search_queries_per_s")
     return [
         format_count(max(int(entry.report.representation["dim"]) for entry in entries)),
         format_count(float(np.median(speeds)) if speeds else None),
         format_count(max(over_tasks("bytes_per_image"), default=None)),
+        format_count(1000 / float(np.median(searches)) if searches else None),
+        format_count(max(over_tasks("peak_rss_mib"), default=None)),
         format_count(max(over_tasks("train_s"), default=None)),
     ]
 
@@ -95,7 +102,7 @@ def to_rich(comparison: Comparison) -> Group:
     by_task = [(task, list(of_task)) for task, of_task in groupby(columns(comparison), _task_of)]
     parts = [by_task[i : i + _TASKS_PER_TABLE] for i in range(0, len(by_task), _TASKS_PER_TABLE)]
     below = [Text(f"* {BEST_GROUP_LEGEND}", style="dim")]
-    below += [Text(note, style="bold yellow") for note in comparison.notes]
+    below += [Text(note, style="bold yellow") for note in [*comparison.notes, *fitted_on_queries(comparison)]]
     return Group(*(_rich_table(comparison, part) for part in parts), *below)
 
 
@@ -120,7 +127,7 @@ def _rich_table(comparison: Comparison, by_task: list[tuple[TaskComparison, list
             if shown[0].is_best(entry):
                 cell.stylize("bold green", 0, len(values[0]))
             cells.append(cell.append(f"\n{shown[0].bounds(entry)}", style="dim"))
-        dim, speed, size, training = costs(comparison, name)
+        dim, speed, size, _, _, training = costs(comparison, name)
         table.add_row(*cells, f"{dim}\n{size}", f"{speed}\n{training}")
     return table
 
@@ -148,17 +155,58 @@ def to_markdown(comparison: Comparison) -> str:
             bounds = column.bounds(entry)
             row.append(f"{value} [{bounds}]" if bounds else value)
         rows.append(row + costs(comparison, name))
-    titles = [_escape(title) for title in (*header, *_COST_TITLES)]
+    titles = [_escape(title) for title in (*header, *COST_TITLES)]
     lines = [titles, [":--"] * 2 + ["--:"] * (len(titles) - 2), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     below = [f"**Bold**: {BEST_GROUP_LEGEND}. In brackets: 95 % bootstrap interval over queries."]
-    below += [_escape(note) for note in comparison.notes]
+    notes = [*comparison.notes, *fitted_on_queries(comparison), *fitted_notes(comparison)]
+    below += [_escape(note) for note in notes]
     below += [
         f"- {_escape(task.task)}: {task.best.score.num_queries} queries, protocol "
         f"`{task.protocol['hash']}`. {_escape(task.description)}".rstrip()
         for task in comparison.tasks
     ]
     return f"{text}\n\n" + "\n".join(f"{line}\n" if line[0] != "-" else line for line in below) + "\n"
+
+
+def fitted_notes(comparison: Comparison) -> list[str]:
+    """Say of everything that was fitted where, and what was done because images were few."""
+    by_text: dict[str, list[str]] = {}
+    for task in comparison.tasks:
+        for entry in task.entries:
+            for text in _fitted_texts(entry):
+                by_text.setdefault(f"{text} ({task.task})", []).append(entry.name)
+    return [f"{', '.join(names)}: {text}." for text, names in by_text.items()]
+
+
+def fitted_on_queries(comparison: Comparison) -> list[str]:
+    """Name, task by task, what was fitted on queries, which flatters it."""
+    notes = []
+    for task in comparison.tasks:
+        names = [entry.name for entry in task.entries if _fitted(entry).get("num_in_queries")]
+        if names:
+            notes.append(f"Fitted on queries of {task.task}, which flatters: {', '.join(names)}.")
+    return notes
+
+
+def _fitted(entry: Entry) -> Mapping[str, Any]:
+    return entry.report.representation.get("fitted") or {}
+
+
+def _fitted_texts(entry: Entry) -> list[str]:
+    texts = [str(note) for note in entry.report.representation.get("notes") or []]
+    fitted = _fitted(entry)
+    if fitted:
+        where = f"fitted on {format_count(fitted['num_images'])} images: {fitted['source']}"
+        if fitted["num_in_gallery"]:
+            where += f"; {format_count(fitted['num_in_gallery'])} of them are in the gallery too"
+        if fitted["num_in_queries"]:
+            where += f"; {format_count(fitted['num_in_queries'])} OF THEM ARE QUERIES"
+        texts.append(where)
+    missing = entry.report.info.get("num_images_without_features")
+    if missing:
+        texts.append(f"{format_count(missing)} images have no features and score 0 with everything")
+    return texts
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -1,0 +1,341 @@
+"""What a representation makes of a task's images: vectors or scores, with what they cost.
+
+A representation is an extractor (`Representation`) or derived from others (`Derived`): post-processed, fused.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ssl_retrieval import fusion, postprocess
+from ssl_retrieval.errors import UserError
+from ssl_retrieval.fitting import FitSet, NothingToFitError
+from ssl_retrieval.postprocess import l2_normalize
+from ssl_retrieval.representation import Representation
+from ssl_retrieval.similarity import Cosine, Similarity
+from ssl_retrieval.store import Store, files_of
+from ssl_retrieval.types import ImageSet, IntArray, Task, VectorArray, digest_of
+
+FUSIONS = ("concat", "score_sum", "reciprocal_rank")
+MAX_PAIRS = 20_000
+"""Matching pairs that learned whitening sees at most."""
+_MAX_WEIGHT = 1e6
+
+
+@dataclass
+class Derived:
+    """A representation made of others.
+
+    Attributes:
+        of: Labels of the representations that it is made of; at least one.
+        fuse: With several: ``concat`` (weighted concatenation), ``score_sum`` or ``reciprocal_rank``.
+        weights: One per part, 0 or more and not all 0; empty = equal.
+        steps: Post-processing after the concatenation, in order (see `postprocess.parse`).
+    """
+
+    of: list[str] = field(default_factory=list)
+    fuse: str = "concat"
+    weights: list[float] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is fitted on images."""
+        return any(step.learns for step in postprocess.parse(self.steps))
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether it has scores and no vectors."""
+        return self.fuse != "concat" and len(self.of) > 1
+
+    def check(self, label: str, known: list[str]) -> None:
+        """Refuse what cannot be derived.
+
+        Args:
+            label: Of this representation, for messages.
+            known: Labels that it may be made of.
+
+        Raises:
+            UserError: Names the key and what is wrong.
+        """
+        where = f"derived.{label}"
+        if not self.of:
+            raise UserError(f"{where}.of is empty: name the representations that it is made of")
+        for part in self.of:
+            if part not in known:
+                raise UserError(
+                    f"{where}.of: no representation {part!r} before it (known: {', '.join(known)})"
+                )
+        if self.fuse not in FUSIONS:
+            raise UserError(f"{where}.fuse={self.fuse!r}: use one of {', '.join(FUSIONS)}")
+        if self.weights and len(self.weights) != len(self.of):
+            raise UserError(f"{where}.weights has {len(self.weights)} values for {len(self.of)} parts")
+        if not all(0 <= weight <= _MAX_WEIGHT for weight in self.weights):
+            raise UserError(f"{where}.weights={self.weights}: each must be from 0 to {_MAX_WEIGHT:,.0f}")
+        if self.weights and not any(self.weights):
+            raise UserError(f"{where}.weights are all 0: at least one part must count")
+        if self.steps and self.gives_scores:
+            raise UserError(f"{where}: fuse={self.fuse} gives scores, not vectors: leave out its steps")
+        try:
+            postprocess.parse(self.steps)
+        except UserError as error:
+            raise UserError(f"{where}.steps: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What one representation made of one task.
+
+    Attributes:
+        task: The task without the images that could not be read.
+        queries: float32 [Q, D], rows of length 1 or 0; None where there are only scores.
+        gallery: float32 [N, D], likewise.
+        scores: Where the similarity is not the dot product of the two.
+        label: Name in tables.
+        family: As the extractor's; of several, the one that learned most.
+        dim: Dimensions per image.
+        key: Of the gallery's vectors and of all that was done to them.
+        images_per_s: Speed of embedding.
+        bytes_per_image: What the gallery takes.
+        peak_rss_mib: Largest memory while embedding; NaN where it is not known.
+        train_s: Seconds of training; None = not trained by us.
+        skipped: (id, reason) of unreadable images.
+        without_features: Files of the images whose vector is zero: no keypoint, say.
+        to_fit: Gives float32 [M, D] of the images to fit on, for what is derived from this, zeros for those
+            that cannot be read; None where there are only scores.
+        notes: What was done where data was short.
+        fitted: Where it was fitted (`FitSet.to_dict`); None = nothing was.
+    """
+
+    task: Task
+    queries: VectorArray | None
+    gallery: VectorArray | None
+    scores: Similarity | None
+    label: str
+    family: str
+    dim: int
+    key: str
+    images_per_s: float
+    bytes_per_image: float
+    peak_rss_mib: float
+    train_s: float | None
+    skipped: tuple[tuple[str, str], ...]
+    without_features: frozenset[str]
+    to_fit: Callable[[], VectorArray] | None
+    notes: tuple[str, ...] = ()
+    fitted: dict[str, object] | None = None
+
+    @property
+    def similarity(self) -> Similarity:
+        """Scores of all pairs."""
+        if self.scores is not None:
+            return self.scores
+        assert self.queries is not None
+        assert self.gallery is not None
+        return Cosine(self.queries, self.gallery)
+
+
+def extracted(representation: Representation, store: Store) -> Features:
+    """Embed a task with an extractor.
+
+    Raises:
+        UserError: Unreadable images with ``fail``, nothing to learn from, or no readable image.
+    """
+    learned_from = store.teach(representation)
+    queries = store.vectors(representation, store.task.queries)
+    gallery = store.vectors(representation, store.task.gallery)
+    kept = store.task.restrict(set(queries.ids), set(gallery.ids))
+    extractor = representation.extractor
+    has_own = hasattr(extractor, "similarity")
+    scores = similarity_of(extractor, queries.vectors, gallery.vectors) if has_own else None
+    only_scores = getattr(extractor, "only_scores", False)
+
+    def to_fit() -> VectorArray:
+        # It may have been taught for another task since.
+        store.teach(representation)
+        chosen = store.fit_images().images
+        found = store.vectors(representation, chosen)
+        vectors = np.zeros((len(chosen), found.dim), np.float32)
+        vectors[np.isin(np.array(chosen.paths), np.array(found.ids))] = l2_normalize(found.vectors)
+        return vectors
+
+    size = extractor.bytes_per_image(gallery.vectors) if hasattr(extractor, "bytes_per_image") else None
+    return Features(
+        task=kept,
+        queries=None if only_scores else l2_normalize(queries.vectors),
+        gallery=None if only_scores else l2_normalize(gallery.vectors),
+        scores=scores,
+        label=representation.label,
+        family=extractor.family,
+        dim=extractor.dim,
+        key=gallery.key,
+        images_per_s=gallery.images_per_s,
+        bytes_per_image=4.0 * extractor.dim if size is None else float(size),
+        peak_rss_mib=float(gallery.meta.get("peak_rss_mib") or "nan"),
+        train_s=getattr(extractor, "train_s", None),
+        skipped=tuple(sorted({*queries.skipped, *gallery.skipped})),
+        without_features=_without_features(kept, queries.vectors, gallery.vectors),
+        to_fit=None if only_scores else to_fit,
+        fitted=None if learned_from is None else learned_from.to_dict(),
+    )
+
+
+def similarity_of(extractor: Any, queries: VectorArray, gallery: VectorArray) -> Similarity:
+    """Give an extractor's own similarity of some vectors, or their cosine.
+
+    Args:
+        extractor: What made them.
+        queries: float32 [Q, D], of any length.
+        gallery: float32 [N, D], likewise.
+    """
+    if hasattr(extractor, "similarity"):
+        own: Similarity = extractor.similarity(queries, gallery)
+        return own
+    return Cosine(l2_normalize(queries), l2_normalize(gallery))
+
+
+def derived(label: str, recipe: Derived, parts: list[Features], store: Store) -> Features:
+    """Make a representation out of others that were made of the same task.
+
+    Args:
+        label: Its name in tables.
+        recipe: What to do.
+        parts: What ``recipe.of`` names, in that order.
+        store: Of the task.
+
+    Raises:
+        NothingToFitError: There are no images to fit on, or none that match where that is needed.
+        UserError: The parts were made of different images, or have scores where vectors are needed.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if part.task.queries.paths != first.task.queries.paths or (
+            part.task.gallery.paths != first.task.gallery.paths
+        ):
+            raise UserError(
+                f"{label!r}: {first.label!r} and {part.label!r} could read different images; repair or "
+                "remove those that were skipped"
+            )
+    weights = recipe.weights or [1.0] * len(parts)
+    steps = postprocess.parse(recipe.steps)
+    done = [recipe.fuse, weights, [step.name for step in steps], [part.key for part in parts]]
+    base = dataclasses.replace(
+        first,
+        label=label,
+        family=max((part.family for part in parts), key=_FAMILIES.index),
+        key=digest_of(done),
+        images_per_s=_one_after_another([part.images_per_s for part in parts]),
+        peak_rss_mib=float(np.max([part.peak_rss_mib for part in parts])),
+        train_s=_sum([part.train_s for part in parts]),
+        bytes_per_image=sum(part.bytes_per_image for part in parts),
+        without_features=frozenset.intersection(*(part.without_features for part in parts)),
+        fitted=next((part.fitted for part in parts if part.fitted is not None), None),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
+    if recipe.gives_scores:
+        return _fused_scores(base, recipe, parts, weights)
+    for part in parts:
+        if part.queries is None:
+            raise needs_vectors(label, part.label)
+    queries = _joined([part.queries for part in parts], weights)
+    gallery = _joined([part.gallery for part in parts], weights)
+    to_fit = functools.cache(functools.partial(_parts_to_fit, parts, weights))
+    if not steps:
+        return dataclasses.replace(
+            base,
+            queries=queries,
+            gallery=gallery,
+            scores=None,
+            dim=gallery.shape[1],
+            without_features=_without_features(first.task, queries, gallery),
+            to_fit=to_fit,
+        )
+    chosen = store.fit_images() if recipe.learns else None
+    pairs = _pairs(chosen, store) if any(step.needs_pairs for step in steps) else None
+    vectors = gallery[:0] if chosen is None else to_fit()
+    pipeline = postprocess.fit(steps, vectors, pairs, store.fit.seed)
+    queries, gallery = pipeline.apply(queries, "query"), pipeline.apply(gallery, "gallery")
+    return dataclasses.replace(
+        base,
+        queries=l2_normalize(queries),
+        gallery=l2_normalize(gallery),
+        scores=None,
+        dim=gallery.shape[1],
+        bytes_per_image=pipeline.bytes_per_image,
+        without_features=_without_features(first.task, queries, gallery),
+        to_fit=lambda: l2_normalize(pipeline.apply(to_fit(), "query")),
+        notes=base.notes + pipeline.notes,
+        fitted=base.fitted if chosen is None else chosen.to_dict(),
+        key=digest_of([base.key, store.fit.seed, None if chosen is None else store.fit_contents]),
+    )
+
+
+def _fused_scores(base: Features, recipe: Derived, parts: list[Features], weights: list[float]) -> Features:
+    fuse = fusion.ScoreSum if recipe.fuse == "score_sum" else fusion.ReciprocalRank
+    return dataclasses.replace(
+        base,
+        queries=None,
+        gallery=None,
+        scores=fuse([part.similarity for part in parts], weights),
+        dim=sum(part.dim for part in parts),
+        to_fit=None,
+    )
+
+
+_FAMILIES = ("hand-crafted", "random", "off-the-shelf", "fine-tuned", "self-supervised")
+"""From what has learned nothing to what has learned here."""
+
+
+def _parts_to_fit(parts: list[Features], weights: list[float]) -> VectorArray:
+    return _joined([None if part.to_fit is None else part.to_fit() for part in parts], weights)
+
+
+def _pairs(chosen: FitSet | None, store: Store) -> IntArray:
+    """Pair the images to fit on by their labels."""
+    assert chosen is not None
+    labels = chosen.images.labels
+    pairs = None if labels is None else postprocess.matching_pairs(labels, MAX_PAIRS, store.fit.seed)
+    if pairs is None or len(pairs) == 0:
+        why = "have no labels" if labels is None else "are all of different classes"
+        raise NothingToFitError(
+            f"learned_whiten needs images that match, and the {len(chosen.images)} images to fit on {why}: "
+            "give others as fit.name=… and fit.root=…, or use pca_whiten"
+        )
+    return pairs
+
+
+def _joined(parts: list[VectorArray | None], weights: list[float]) -> VectorArray:
+    known = [part for part in parts if part is not None]
+    assert len(known) == len(parts)
+    return known[0] if len(known) == 1 else fusion.concatenate(known, weights)
+
+
+def needs_vectors(label: str, part: str) -> UserError:
+    """Put into one line that a representation is made of one that has no vectors."""
+    return UserError(
+        f"{label!r}: {part!r} has scores and no vectors, so it can only be fused with others, by "
+        "fuse=score_sum or fuse=reciprocal_rank"
+    )
+
+
+def _without_features(task: Task, queries: VectorArray, gallery: VectorArray) -> frozenset[str]:
+    return _files_of_zeros(task.queries, queries) | _files_of_zeros(task.gallery, gallery)
+
+
+def _files_of_zeros(image_set: ImageSet, vectors: VectorArray) -> frozenset[str]:
+    files = files_of(image_set)
+    return frozenset(files[row] for row in np.flatnonzero(~vectors.any(axis=1)))
+
+
+def _one_after_another(speeds: list[float]) -> float:
+    seconds = sum(1 / speed for speed in speeds)
+    return 1 / seconds if seconds else float("nan")
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
