@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_retrieval import backbones, devices, images, precision
 from ssl_retrieval.embed import EmbedOptions, embed
-from ssl_retrieval.representation import Representation
 from ssl_retrieval.extractors import timm_model
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.types import ImageSet
 
 SIZE = (320, 240)

@@ -16,8 +16,8 @@ import torch
 
 from ssl_retrieval import config, plugins
 from ssl_retrieval.checkpoint import read_card
-from ssl_retrieval.representation import Representation
 from ssl_retrieval.evaluate import ProtocolOptions, load_task, score
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.statistics import bootstrap_mean, paired_test
 from ssl_retrieval.train import PretrainConfig, pretrain
 from ssl_retrieval.types import Report, Task

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_retrieval import checkpoint, config, devices, feed, memory, metrics, optim, plugins, precision
 from ssl_retrieval.augment import Output
-from ssl_retrieval.representation import Representation
 from ssl_retrieval.evaluate import ProtocolOptions, load_task, score
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.search import top_k
 from ssl_retrieval.train import pretrain
 from ssl_retrieval.train_config import PretrainConfig

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssl_retrieval import backbones, checkpoint, config, optim, plugins
 from ssl_retrieval.defaults import given
-from ssl_retrieval.representation import Representation
 from ssl_retrieval.evaluate import ProtocolOptions, load_task, score
 from ssl_retrieval.memory import keep_freed
 from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.statistics import paired_test
 from ssl_retrieval.train import PretrainConfig, pretrain
 from ssl_retrieval.types import ImageSet, Report, Task

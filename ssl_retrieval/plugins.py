@@ -62,7 +62,7 @@ def listing(kind: str) -> str:
     """Put the known names into words, for messages.
 
     >>> listing("extractor")
-    'checkpoint, color_histogram, pixels or any timm model'
+    'asmk, bow, checkpoint, color_histogram, ... or any timm model'
     """
     if kind == "extractor":
         return f"{', '.join(name for name in known(kind) if name != TIMM)} or any timm model"

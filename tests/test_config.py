@@ -204,7 +204,7 @@ def test_interpolation_to_a_missing_value(tmp_path: Path) -> None:
         ("data.name=zzzz", ["unknown dataset 'zzzz' (known: cifar10"]),
         (
             "model.name=pixel",
-            ["did you mean 'pixels'", "known: checkpoint, color_histogram, pixels or any timm"],
+            ["did you mean 'pixels'", "known: asmk, bow, checkpoint, color_histogram, color_moments"],
         ),
         ("model.name=resnet5O", ["unknown extractor 'resnet5O'; did you mean 'resnet50'"]),
         ("model.name=timm_model", ["unknown extractor 'timm_model'", "any timm model"]),

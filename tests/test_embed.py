@@ -22,8 +22,8 @@ from PIL import Image
 from ssl_retrieval import backbones, config, embedding_files, images, plugins, workers
 from ssl_retrieval import embed as embed_module
 from ssl_retrieval.embed import EmbedOptions, embed
-from ssl_retrieval.representation import Representation
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.types import EmbeddingSet, ImageSet
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from made_up_photos import write_photos
 from ssl_retrieval import config, embedding_files, network_input
 from ssl_retrieval.data import folder
 from ssl_retrieval.embed import EmbedOptions, embed, embed_image
-from ssl_retrieval.representation import Representation
 from ssl_retrieval.find import find
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.types import EmbeddingSet, VectorArray
 
 NETWORK = {"name": "resnet10t", "weights": "random", "image_size": 32}

@@ -14,7 +14,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from ssl_retrieval import backbones, checkpoint, config, layers, learning, multi_scale, pooling, tokens
+from ssl_retrieval import (
+    backbones,
+    checkpoint,
+    config,
+    layers,
+    learning,
+    multi_scale,
+    pooling,
+    regions,
+    tokens,
+)
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.extractors import checkpoint as trained
 from ssl_retrieval.extractors import timm_model
@@ -27,7 +37,8 @@ SIDE = 64
 
 
 def extractor_of(name: str, **options: Any) -> timm_model.Extractor:
-    cfg = timm_model.Config(**{"name": name, "weights": "random", "image_size": SIDE} | options)
+    given: dict[str, Any] = {"name": name, "weights": "random", "image_size": SIDE}
+    cfg = timm_model.Config(**given | options)
     return timm_model.Extractor(cfg).eval()
 
 
@@ -112,7 +123,7 @@ def test_a_vits_layer_by_index_is_what_timm_calls_so(name: str) -> None:
         with torch.inference_mode():
             maps = network.forward_intermediates(images, indices=[index], intermediates_only=True)[0]
         assert maps.shape == (3, 64, 4, 4)
-        torch.testing.assert_close(embedded(extractor, batch), pooling.regions.rmac(maps))
+        torch.testing.assert_close(embedded(extractor, batch), regions.rmac(maps))
 
 
 def test_a_layer_by_name() -> None:
@@ -460,10 +471,8 @@ def image_set(tmp_path: Path) -> ImageSet:
 
 
 def whitening(**options: Any) -> Representation:
-    cfg = timm_model.Config(
-        **{"name": "resnet10t", "weights": "random", "image_size": 96, "pool": "rmac", "rmac_whiten": True}
-        | options
-    )
+    given: dict[str, Any] = {"name": "resnet10t", "weights": "random", "image_size": 96}
+    cfg = timm_model.Config(**given | {"pool": "rmac", "rmac_whiten": True} | options)
     return Representation.make("rmac", cfg, torch.device("cpu"))
 
 
@@ -482,7 +491,7 @@ def test_regions_are_whitened_by_what_was_learned(image_set: ImageSet, tmp_path:
     batch = torch.stack([extractor.preprocess(image) for image in images])
     with torch.inference_mode():
         maps: Any = plain.model.forward_features(plain.normalize(batch))  # type: ignore[operator]
-    found = pooling.regions.vectors(maps).double().numpy()
+    found = regions.vectors(maps).double().numpy()
     assert torch.allclose(extractor.material(images[3]), torch.from_numpy(found[3]).float(), atol=1e-5)
     rows = found.reshape(-1, found.shape[2])
     mean = rows.mean(axis=0)

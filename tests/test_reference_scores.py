@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ssl_retrieval.data import cifar10, grocery, ukbench
-from ssl_retrieval.representation import Representation
 from ssl_retrieval.evaluate import score
 from ssl_retrieval.extractors import pixels, timm_model
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.types import Report, Task
 
 pytestmark = pytest.mark.slow
