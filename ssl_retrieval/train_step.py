@@ -79,7 +79,7 @@ class Stepper:
         self.method.before_update(progress)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.method.after_step((step + 1) / total)
+        self.method.after_step(progress)
         return distributed.mean(mean_loss), logs
 
     def _seed_dropout(self, step: int, part: int) -> None:

@@ -172,7 +172,7 @@ def step_of(method: BaseMethod, optimizer: torch.optim.Optimizer, step: int) -> 
     output.loss.backward()
     method.before_update(step / 10)
     optimizer.step()
-    method.after_step((step + 1) / 10)
+    method.after_step(step / 10)
     return output.loss.item()
 
 

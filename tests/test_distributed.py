@@ -59,7 +59,7 @@ def train(name: str, world: int, rank: int) -> dict[str, Any]:
             gradients = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
         method.before_update(step / 10)
         optimizer.step()
-        method.after_step((step + 1) / 10)
+        method.after_step(step / 10)
     state = method.state_dict()
     moved = {key: state[key] - start[key] for key in state}
     return {"losses": losses, "gradients": gradients, "moved": moved, "state": state}

@@ -1,6 +1,7 @@
 """Compiled and uncompiled steps, and losses that are looked at late: the same run in the end."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from short_runs import STEPS, go, go_until, rows, same, user_error, write_job, write_many_sizes
 from torch import Tensor, nn
 
-from ssl_retrieval import augment, backbones, blur, checkpoint, compiling, train
+from ssl_retrieval import augment, backbones, blur, checkpoint, compiling, ema, train
 from ssl_retrieval.export import export
 from ssl_retrieval.extractors.checkpoint import Config as ExtractorConfig
 from ssl_retrieval.extractors.checkpoint import Extractor
@@ -212,6 +213,36 @@ def test_what_a_replayed_graph_gave_outlives_the_next_replay(monkeypatch: pytest
         made = [backbones.own_pooling(network, batch) for batch in images]
         for first, batch in zip(made, images, strict=True):
             assert torch.equal(first, backbones.own_pooling(plain, batch))
+
+
+# Teachers
+
+
+def test_the_target_moves_once_per_step_after_the_update_by_the_papers_momentum(
+    photos_of_many_sizes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, Tensor]] = []
+    update = ema.update
+
+    def note(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+        seen.append((momentum, torch.cat([p.detach().flatten() for p in student.parameters()])))
+        update(teacher, student, momentum)
+
+    monkeypatch.setattr(ema, "update", note)
+    method = {"name": "byol", "hidden_dim": 16, "output_dim": 8, "momentum": 0.9}
+    optimizer = {"name": "sgd", "lr": 0.1, "warmup": 0.0}
+    job = write_job(tmp_path, photos_of_many_sizes, method=method, optimizer=optimizer)
+    # Both parts of a batch make one step.
+    end = go(job, tmp_path / "run", "accumulate=2")
+    networks = seen[::2]
+    # tau = 1 - (1 - tau_0) (cos(pi k / K) + 1) / 2 at step k of K, counted from 0 as in the authors' code.
+    wanted = [1 - 0.1 * (math.cos(math.pi * k / STEPS) + 1) / 2 for k in range(STEPS)]
+    assert [momentum for momentum, _ in networks] == pytest.approx(wanted, abs=1e-12)
+    assert [momentum for momentum, _ in seen[1::2]] == pytest.approx(wanted, abs=1e-12)
+    names = [name for name, _ in backbones.make("test_resnet", image_size=32).named_parameters()]
+    # What the last update saw is what the last step left.
+    assert torch.equal(networks[-1][1], torch.cat([end[name].flatten() for name in names]))
+    assert len({float(weights.sum()) for _, weights in networks}) == STEPS
 
 
 # Losses that are not finite

@@ -104,7 +104,8 @@ class BaseMethod(nn.Module):
         """Move the teachers towards their students, after the optimizer's step.
 
         Args:
-            progress: Share of the training done, this step included.
+            progress: As given to `step`: the authors' codes count steps from 0 here too, so that the first
+                update takes the first momentum.
         """
         for teacher, student in self.pairs():
             ema.update(teacher, student, self.momentum(progress))
