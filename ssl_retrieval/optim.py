@@ -17,6 +17,9 @@ from ssl_retrieval.types import Choices
 
 KNOWN = ("adamw", "sgd", "lars")
 
+WARMUP_EPOCHS, WARMUP_STEPS = 10, 1000
+"""For how long the learning rate rises where the method has no rule of its own."""
+
 _SCALES = ("none", "linear", "sqrt")
 
 _Range = tuple[tuple[str, ...], Callable[[float], bool], str]
@@ -104,8 +107,15 @@ def choices(cfg: OptimizerConfig, recipe: Choices, facts: Facts) -> Choices:
     neutral = {"momentum": 0.9, "beta2": 0.999, "final_lr": 0.0, "clip": 0.0, "clip_mode": "global"}
     neutral |= {"bias_lr": 1.0, "layer_decay": 1.0, "patch_embed_lr": 1.0}
     plain: Choices = {f"optimizer.{key}": (value, "") for key, value in neutral.items()}
-    plain["optimizer.warmup"] = (0.1, "a tenth of the steps")
+    plain["optimizer.warmup"] = _warmup(facts)
     return plain | usual | own
+
+
+def _warmup(facts: Facts) -> tuple[float, str]:
+    """Warm up for 10 epochs, as nearly all authors do, but for small sets these would be few steps."""
+    steps = max(WARMUP_EPOCHS * facts.num_images / facts.batch_size, WARMUP_STEPS)
+    share = min(0.1, steps / facts.num_steps)
+    return round(share, 5), f"{WARMUP_EPOCHS} epochs, at least {WARMUP_STEPS} steps, at most a tenth of all"
 
 
 def peak_lr(cfg: OptimizerConfig, batch_size: int) -> float:

@@ -89,7 +89,8 @@ def settle(
         )
     cfg, used = defaults.fill(cfg, common)
     steps = given(cfg.epochs) * (num_images // cfg.batch_size)
-    recipe = module.defaults(dataclasses.replace(facts, num_steps=max(1, steps)))
+    facts = dataclasses.replace(facts, num_steps=max(1, steps))
+    recipe = module.defaults(facts)
     cfg, more = defaults.fill(cfg, recipe | optim.choices(cfg.optimizer, recipe, facts))
     used |= more
     for key, (value, reason) in used.items():

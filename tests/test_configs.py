@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssl_retrieval import backbones, config, defaults, optim, plugins
+from ssl_retrieval import backbones, config, defaults, optim, plugins, train_setup
 from ssl_retrieval.augment import Noise, View
 from ssl_retrieval.defaults import Facts
 from ssl_retrieval.methods.base import BaseMethod
@@ -88,6 +88,14 @@ def test_a_config_for_any_number_of_photos_follows_it(file: Path) -> None:
     assert "# From learned weights add model.weights=pretrained" in file.read_text("utf-8")
     few, many = settled(file, 2_000), settled(file, 1_280_000)
     assert (few.epochs, many.epochs) == (400, 100)
+
+
+def test_a_long_run_warms_up_for_ten_epochs(tmp_path: Path) -> None:
+    cfg = dataclasses.replace(load(FOLDER / "byol.yaml"), epochs=1000)
+    module = plugins.find("method", "byol")
+    done = train_setup.settle(cfg, module, 1_280_000, backbones.make("test_resnet"), tmp_path)
+    assert done.optimizer.warmup == pytest.approx(10 / 1000)
+    assert (done.method.momentum, done.optimizer.lr) == (0.996, 0.2)
 
 
 @pytest.mark.parametrize("num_images", [2_000, 1_280_000])

@@ -185,10 +185,10 @@ def test_fewer_images_get_a_smaller_decoder() -> None:
 
 
 def test_the_recipe_is_the_papers_unless_weights_were_learned() -> None:
-    names = ("name", "lr", "scale", "weight_decay", "beta2")
+    names = ("name", "lr", "scale", "weight_decay", "beta2", "warmup")
     for pretrained, expected in (
-        (False, ("adamw", 1.5e-4, "linear", 0.05, 0.95)),
-        (True, ("adamw", 3e-4, "none", 1e-4, 0.95)),
+        (False, ("adamw", 1.5e-4, "linear", 0.05, 0.95, 40 / 800)),
+        (True, ("adamw", 3e-4, "none", 1e-4, 0.95, 40 / 800)),
     ):
         chosen = mae.defaults(Facts(transformer=True, pretrained=pretrained))
         assert tuple(chosen[f"optimizer.{name}"][0] for name in names) == expected

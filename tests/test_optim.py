@@ -176,6 +176,26 @@ def test_gradients_are_clipped_together_or_each_by_itself(mode: str) -> None:
     assert norms == pytest.approx([0.6, 0.8] if mode == "global" else [1.0, 1.0], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("num_images", "epochs", "expected"),
+    [
+        (1_280_000, 100, 0.1),
+        # The 10 epochs of SimCLR, BYOL, MoCo v3, DINO, Barlow Twins and VICReg.
+        (1_280_000, 1000, 0.01),
+        # Ten passes over few images are hardly any steps: rather 1000, but never more than a tenth.
+        (2_048, 400, 0.1),
+        (20_000, 400, 1000 / 31_250),
+        (10_000, 6, 0.1),
+    ],
+)
+def test_the_warm_up_follows_the_data(num_images: int, epochs: int, expected: float) -> None:
+    facts = Facts(num_images, batch_size=256, num_steps=epochs * num_images // 256)
+    warmup = optim.choices(OptimizerConfig(), {}, facts)["optimizer.warmup"]
+    assert warmup[0] == pytest.approx(expected, rel=1e-3)
+    own = {"optimizer.warmup": (0.0, "paper")}
+    assert optim.choices(OptimizerConfig(), own, facts)["optimizer.warmup"] == (0.0, "paper")
+
+
 def test_a_methods_recipe_belongs_to_its_own_optimizer() -> None:
     recipe = {
         "optimizer.name": ("lars", "paper"),

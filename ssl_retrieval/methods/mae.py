@@ -62,6 +62,7 @@ def defaults(facts: Facts) -> Choices:
         "method.decoder_depth": (facts.step_limit(8, {20_000: 2, 200_000: 4}), decoder),
         "optimizer.name": ("adamw", "as the paper"),
         "optimizer.beta2": (0.95, "as the paper"),
+        "optimizer.warmup": (0.05, "as the paper: 40 of 800 epochs"),
     }
     if facts.pretrained:
         return choices | {
