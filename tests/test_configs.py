@@ -90,6 +90,33 @@ def test_a_config_for_any_number_of_photos_follows_it(file: Path) -> None:
     assert (few.epochs, many.epochs) == (400, 100)
 
 
+PAPER = [
+    ("simclr", (0.08, 0.8, 0.8, 0.2, 0.5, 0.0), (0.08, 0.8, 0.8, 0.2, 0.5, 0.0)),
+    ("byol", (0.08, 0.4, 0.2, 0.1, 1.0, 0.0), (0.08, 0.4, 0.2, 0.1, 0.1, 0.2)),
+    ("moco_v2", (0.2, 0.4, 0.4, 0.1, 0.5, 0.0), (0.2, 0.4, 0.4, 0.1, 0.5, 0.0)),
+    ("moco_v3", (0.08, 0.4, 0.2, 0.1, 1.0, 0.0), (0.08, 0.4, 0.2, 0.1, 0.1, 0.2)),
+    ("moco_v3_resnet50", (0.2, 0.4, 0.2, 0.1, 1.0, 0.0), (0.2, 0.4, 0.2, 0.1, 0.1, 0.2)),
+    ("simsiam", (0.2, 0.4, 0.4, 0.1, 0.5, 0.0), (0.2, 0.4, 0.4, 0.1, 0.5, 0.0)),
+    ("barlow_twins", (0.08, 0.4, 0.2, 0.1, 1.0, 0.0), (0.08, 0.4, 0.2, 0.1, 0.1, 0.2)),
+    ("vicreg", (0.08, 0.4, 0.2, 0.1, 0.5, 0.1), (0.08, 0.4, 0.2, 0.1, 0.5, 0.1)),
+    ("swav", (0.14, 0.8, 0.8, 0.2, 0.5, 0.0), (0.14, 0.8, 0.8, 0.2, 0.5, 0.0)),
+    ("dino", (0.4, 0.4, 0.2, 0.1, 1.0, 0.0), (0.4, 0.4, 0.2, 0.1, 0.1, 0.2)),
+    ("ibot", (0.32, 0.4, 0.2, 0.1, 1.0, 0.0), (0.32, 0.4, 0.2, 0.1, 0.1, 0.2)),
+]
+"""Least crop, brightness, saturation, hue, blur and solarization of the two large views for photos."""
+
+
+@pytest.mark.parametrize(("name", "first", "second"), PAPER, ids=[name for name, _, _ in PAPER])
+def test_photos_are_augmented_as_in_the_papers(name: str, first: Any, second: Any) -> None:
+    views = built(settled(FOLDER / f"{name}.yaml", 1_280_000)).views(224)
+    for view, wanted in zip(views[:2], (first, second), strict=True):
+        assert isinstance(view, View)
+        made = view.augment
+        assert (made.flip, made.jitter, made.grayscale, made.contrast) == (0.5, 0.8, 0.2, made.brightness)
+        assert (made.blur_sigma_min, made.blur_sigma_max) == (0.1, 2.0)
+        assert (made.crop_min, made.brightness, made.saturation, made.hue, made.blur, made.solarize) == wanted
+
+
 def test_a_long_run_warms_up_for_ten_epochs(tmp_path: Path) -> None:
     cfg = dataclasses.replace(load(FOLDER / "byol.yaml"), epochs=1000)
     module = plugins.find("method", "byol")
