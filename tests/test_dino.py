@@ -13,7 +13,7 @@ from ssl_retrieval import backbones, optim
 from ssl_retrieval.augment import Augment, Output, make_views
 from ssl_retrieval.defaults import Facts, fill_method
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.methods import dino
+from ssl_retrieval.methods import dino, ibot
 from ssl_retrieval.methods.dino import Config, Method
 from ssl_retrieval.multi_crop import CropAugment
 
@@ -305,6 +305,19 @@ def test_the_optimizer_is_the_papers_for_vits_and_for_resnets(facts: Facts, reci
     names = ("name", "lr", "scale", "weight_decay", "weight_decay_end")
     assert tuple(chosen.get(f"optimizer.{name}", (None, ""))[0] for name in names) == recipe
     assert (chosen["optimizer.clip"][0], chosen["optimizer.clip_mode"][0]) == (3.0, "each")
+
+
+@pytest.mark.parametrize("batch_size", [64, 256, 1024])
+@pytest.mark.parametrize(("module", "num_images"), [(dino, 50_000), (ibot, 50_000), (ibot, 1_280_000)])
+def test_the_learning_rate_ends_at_a_millionth_as_in_the_authors_codes(
+    module: Any, num_images: int, batch_size: int
+) -> None:
+    facts = Facts(num_images, batch_size, transformer=True)
+    chosen = {key: value for key, (value, _) in module.defaults(facts).items()}
+    peak = optim.peak_lr(
+        optim.OptimizerConfig(lr=chosen["optimizer.lr"], scale=chosen["optimizer.scale"]), batch_size
+    )
+    assert peak * chosen["optimizer.final_lr"] == pytest.approx(1e-6, rel=0.01)
 
 
 def test_the_teacher_is_kept_unless_the_config_says_otherwise() -> None:

@@ -105,6 +105,7 @@ def _optimizer(facts: Facts) -> Choices:
     elif facts.transformer:
         chosen = optimizer("as the paper, for ViTs", "adamw", 5e-4, "linear", 0.04)
         chosen["optimizer.weight_decay_end"] = (0.4, "as the paper, for ViTs")
+        chosen["optimizer.final_lr"] = (round(0.512 / facts.batch_size, 6), "the authors' code: ends at 1e-6")
     elif facts.num_images <= 200_000:
         # The paper's rate for ResNets is for 100 passes over ImageNet; lightly's is known to work from
         # CIFAR-10 (84 % kNN) to Imagenette (89 %).

@@ -134,10 +134,15 @@ def _optimizer(facts: Facts) -> Choices:
     }
     if facts.num_images <= 500_000:
         why = f"iBOT's, for {facts.num_images:,} images: DINOv2's is for many more"
-        return chosen | {"optimizer.lr": (5e-4, why), "optimizer.scale": ("linear", why)}
+        return chosen | {
+            "optimizer.lr": (5e-4, why),
+            "optimizer.scale": ("linear", why),
+            "optimizer.final_lr": (round(0.512 / facts.batch_size, 6), "iBOT's code: ends at 1e-6"),
+        }
     return chosen | {
         "optimizer.lr": (0.004 / math.sqrt(1024), "DINOv2's code: 0.004 at a batch of 1024"),
         "optimizer.scale": ("sqrt", "DINOv2's code"),
+        "optimizer.final_lr": (round(0.008 / math.sqrt(facts.batch_size), 6), "DINOv2's code: ends at 1e-6"),
         "optimizer.layer_decay": (0.9, "DINOv2's code"),
         "optimizer.patch_embed_lr": (0.2, "DINOv2's code"),
     }
