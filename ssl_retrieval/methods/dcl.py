@@ -6,10 +6,10 @@ enough. Everything but the loss is `simclr`'s.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-from lightly.loss import DCLLoss
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as nnf
 
 from ssl_retrieval.defaults import Facts, given
 from ssl_retrieval.errors import UserError
@@ -49,8 +49,38 @@ class Method(simclr.Method):
         super().__init__(cfg, backbone)
         if cfg.sigma <= 0:
             raise UserError(f"method.sigma={cfg.sigma}: must be positive")
-        weigh = partial(pair_weights, sigma=cfg.sigma) if cfg.weighted else None
-        self.criterion = DCLLoss(given(cfg.temperature), weigh)
+        self.criterion = DCL(given(cfg.temperature), cfg.sigma if cfg.weighted else None)
+
+
+class DCL(nn.Module):
+    """The decoupled loss (equation 6); as `simclr.NTXent` it waits for no device, where lightly's does."""
+
+    def __init__(self, temperature: float, sigma: float | None = None) -> None:
+        """Take the settings.
+
+        Args:
+            temperature: What similarities are divided by, positive.
+            sigma: See `pair_weights`; None = all pairs weigh the same.
+        """
+        super().__init__()
+        self.temperature, self.sigma = temperature, sigma
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Compute the mean over all 2B views.
+
+        Args:
+            first: float [B, D], of any length.
+            second: The same images' other views.
+        """
+        first, second = nnf.normalize(first, dim=1), nnf.normalize(second, dim=1)
+        everything = torch.cat([first, second])
+        same_image = torch.eye(len(first), dtype=torch.bool, device=first.device).repeat(2, 2)
+        logits = everything @ everything.T / self.temperature
+        repelled = logits.masked_fill(same_image, -torch.inf).logsumexp(dim=1)
+        attracted = (first * second).sum(dim=1) / self.temperature
+        if self.sigma is not None:
+            attracted = attracted * pair_weights(first, second, self.sigma)
+        return repelled.mean() - attracted.mean()
 
 
 def pair_weights(first: Tensor, second: Tensor, sigma: float) -> Tensor:

@@ -142,25 +142,32 @@ class Method(BaseMethod):
         """
         images, noise = views
         mask = masks.random_masks(noise, self.cfg.mask_ratio)
-        guesses = self._restore(images, mask)
+        # A stable sort has the visible patches first and then the hidden ones, both in their own order.
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+        visible, hidden = order.split([mask.shape[1] - self.num_masked, self.num_masked], dim=1)
+        guesses = self._restore(images, visible, hidden)
         with torch.autocast(images.device.type, enabled=False):
-            patches = utils.patchify(images.float(), images.shape[2] // self.side)[mask]
+            patches = _picked(utils.patchify(images.float(), images.shape[2] // self.side), hidden)
             wanted = normalise(patches) if self.cfg.norm_pix else patches
             # Every image hides equally many patches, so one mean over all is the mean over images too.
             return StepOutput(loss=nn.functional.mse_loss(guesses.float(), wanted))
 
-    def _restore(self, images: Tensor, mask: Tensor) -> Tensor:
+    def _restore(self, images: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
         """Guess the hidden patches: float [B · hidden, 3 · P²], image by image."""
         vit: Any = self.encoder
-        # A stable sort of the mask has the visible patches first, in their own order.
-        visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : mask.shape[1] - self.num_masked]
         seen = self.embed(masks.encode_visible(vit, images, visible))
         prefix = vit.num_prefix_tokens
-        tokens = utils.repeat_token(self.decoder.mask_token.to(seen.dtype), mask.shape)
+        tokens = utils.repeat_token(self.decoder.mask_token.to(seen.dtype), (len(images), self.side**2))
         tokens = utils.set_at_index(tokens, visible, seen[:, prefix:])
         decoded = self.decoder(torch.cat([seen[:, :prefix], tokens], dim=1))[:, prefix:]
-        guesses: Tensor = self.predict(decoded[mask])
+        guesses: Tensor = self.predict(_picked(decoded, hidden))
         return guesses
+
+
+def _picked(tokens: Tensor, places: Tensor) -> Tensor:
+    """Pick tokens without waiting for the device, as picking by a mask would: [B, T, D] -> [B · n, D]."""
+    picked: Tensor = utils.get_at_index(tokens, places)
+    return picked.flatten(0, 1)
 
 
 def normalise(patches: Tensor) -> Tensor:

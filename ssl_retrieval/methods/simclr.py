@@ -9,9 +9,9 @@ normalisation has a scale but no shift.
 from dataclasses import dataclass, field
 
 import torch
-from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
+from torch.nn import functional as nnf
 
 from ssl_retrieval import backbones, distributed
 from ssl_retrieval.augment import Augment, View
@@ -63,6 +63,31 @@ def defaults(facts: Facts) -> Choices:
     return chosen | optimizer(why, "lars", 0.3, "linear", 1e-4)
 
 
+class NTXent(nn.Module):
+    """NT-Xent: cross-entropy of finding an image's other view among all views but itself (equation 1).
+
+    lightly's picks similarities by masks, for which a GPU must be waited for four times a step.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        """Take what similarities are divided by, positive."""
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Compute the mean over all 2B views.
+
+        Args:
+            first: float [B, D], of any length.
+            second: The same images' other views.
+        """
+        everything = nnf.normalize(torch.cat([first, second]), dim=1)
+        logits = everything @ everything.T / self.temperature
+        itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        partner = torch.arange(len(logits), device=logits.device).roll(len(first))
+        return nnf.cross_entropy(logits.masked_fill(itself, -torch.inf), partner)
+
+
 class Method(BaseMethod):
     """SimCLR around a timm backbone; in several processes every image repels those of all of them."""
 
@@ -88,7 +113,7 @@ class Method(BaseMethod):
         self.head = SimCLRProjectionHead(dim, cfg.hidden_dim or dim, cfg.output_dim, cfg.num_layers)
         # The authors' has no shift: one for all images would only make them more alike.
         self.head.layers[-1].bias.requires_grad_(False)
-        self.criterion = NTXentLoss(temperature)
+        self.criterion: nn.Module = NTXent(temperature)
 
     def views(self, image_size: int) -> list[View]:
         """Ask for two views made alike."""
