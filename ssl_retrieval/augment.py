@@ -227,16 +227,19 @@ def _make(
     )
     pixels = cut(view, draws)
     plan = view_plan.make(view.augment.ranges(), draws[:, NUM_CROP_DRAWS:])
+    count, on_cpu = len(samples), samples.device.type == "cpu"
     if view.augment.affine > 0:
-        pixels = _move(pixels, plan)
+        pixels = _move(pixels, plan) if on_cpu else _move_all(pixels, plan)
     compiled = output.compiled and compiling.works()
     pixels_together = _HELD if compiled else _CACHED
-    count, on_cpu = len(samples), samples.device.type == "cpu"
     parts = -(-count * view.size**2 // pixels_together) if on_cpu else 1
     bounds = [count * part // parts for part in range(parts + 1)]
     channels = _channels(tuple(output.mean), tuple(output.std), samples.device)
-    change = _change_compiled if compiled else _change
-    change(pixels, view.augment, plan, channels, [slice(*ends) for ends in pairwise(bounds)], made)
+    slices = [slice(*ends) for ends in pairwise(bounds)]
+    if compiled or not on_cpu:
+        _change_fused(pixels, view.augment, plan, channels, slices, made, compiled)
+    else:
+        _change(pixels, view.augment, plan, channels, slices, made)
     return made
 
 
@@ -310,18 +313,31 @@ def _change(
         made[rows] = _normalise(views, part.solarized, channels)
 
 
-def _change_compiled(
-    pixels: Tensor, cfg: Augment, plan: Plan, channels: Tensor, parts: Sequence[slice], made: Tensor
+def _change_fused(
+    pixels: Tensor,
+    cfg: Augment,
+    plan: Plan,
+    channels: Tensor,
+    parts: Sequence[slice],
+    made: Tensor,
+    compiled: bool,
 ) -> None:
-    """Do what `_change` does, in as few passes over the pixels as there can be."""
+    """Do what `_change` does, in as few passes over the pixels as there can be.
+
+    Without a compiler that is more work, but no device is asked whose turn it is: a GPU would stop for each
+    of those questions.
+    """
+    recolour, normalise = (_compiled_color, _compiled_normalise) if compiled else (color.fused, _normalise)
     slots = color.slots(plan.factors, plan.order, plan.jittered, plan.grey, turns=cfg.hue > 0)
     for rows in parts:
         part, todo = plan.rows(rows), color.Slots(*(values[rows] for values in slots))
-        views = pixels[rows]
-        views = _compiled_color(views, todo)
+        if cfg.jitter > 0 or cfg.grayscale > 0:
+            views = recolour(pixels[rows], todo)
+        else:
+            views = pixels[rows].to(torch.float32) * (1 / 255)
         if cfg.blur > 0:
-            views = _blur(views, part, compiled=True)
-        made[rows] = _compiled_normalise(views, part.solarized, channels)
+            views = _blur(views, part, compiled)
+        made[rows] = normalise(views, part.solarized, channels)
 
 
 def _normalise(views: Tensor, solarized: Tensor, channels: Tensor) -> Tensor:
@@ -348,8 +364,19 @@ def _blur(views: Tensor, plan: Plan, compiled: bool) -> Tensor:
 
 
 def _move(pixels: Tensor, plan: Plan) -> Tensor:
+    """Move those whose turn it is, uint8 [B, 3, S, S]; in place."""
     chosen = plan.moved.nonzero()[:, 0]
-    values, ground = pixels[chosen].to(torch.float32), 255 * plan.ground[chosen]
-    moved = move(values, plan.angle[chosen], plan.scale[chosen], plan.shift[chosen], ground)
-    pixels[chosen] = moved.add_(0.5).to(torch.uint8)
+    pixels[chosen] = _moved(pixels[chosen], plan, chosen)
     return pixels
+
+
+def _move_all(pixels: Tensor, plan: Plan) -> Tensor:
+    """Do as `_move` without asking the device whose turn it is."""
+    moved = _moved(pixels, plan, slice(None))
+    return torch.where(plan.moved[:, None, None, None], moved, pixels)
+
+
+def _moved(pixels: Tensor, plan: Plan, rows: Tensor | slice) -> Tensor:
+    values, ground = pixels.to(torch.float32), 255 * plan.ground[rows]
+    moved = move(values, plan.angle[rows], plan.scale[rows], plan.shift[rows], ground)
+    return moved.add_(0.5).to(torch.uint8)

@@ -14,6 +14,10 @@ ATTEMPTS = 10
 
 NUM_DRAWS = 3 * ATTEMPTS
 
+_LOG_RATIO = float(torch.tensor(3 / 4).log())
+_LOG_SPAN = float(torch.tensor(4 / 3).log() - torch.tensor(3 / 4).log())
+"""Of the aspect ratio, in the steps of float32."""
+
 _MATRIX_SIDE = 48
 """Up to this side one matrix product for all images is faster on a CPU than a call per image."""
 
@@ -41,8 +45,7 @@ def crop_boxes(draws: Tensor, height: int, width: int, scale: tuple[float, float
     batch = len(draws)
     area, aspect, place = draws.reshape(batch, 3, ATTEMPTS).unbind(1)
     target = height * width * (scale[0] + area * (scale[1] - scale[0]))
-    log_ratio = torch.log(torch.tensor([3 / 4, 4 / 3]))
-    ratio = torch.exp(log_ratio[0].item() + aspect * (log_ratio[1] - log_ratio[0]).item())
+    ratio = torch.exp(_LOG_RATIO + aspect * _LOG_SPAN)
     w = torch.sqrt(target * ratio).round().long()
     h = torch.sqrt(target / ratio).round().long()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)

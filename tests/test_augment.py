@@ -238,6 +238,14 @@ def test_move_equals_torchvision_affine_inside_the_picture() -> None:
         assert torch.allclose(moved[number, :, 0, 0], ground[number], atol=1e-6)
 
 
+def test_views_that_are_moved_without_asking_whose_turn_it_is_are_the_same() -> None:
+    images = pictures(12)
+    cfg = replace(PLAIN, affine=0.5)
+    plan = view_plan.make(cfg.ranges(), augment.draw(0, 0, torch.arange(12), 0)[:, NUM_CROP_DRAWS:])
+    assert 0 < int(plan.moved.sum()) < 12
+    assert torch.equal(augment._move_all(images, plan), augment._move(images.clone(), plan))
+
+
 def test_moved_views_stay_in_the_frame_and_show_random_grounds() -> None:
     images = torch.full((64, 3, 32, 32), 255, dtype=torch.uint8)
     cfg = replace(PLAIN, affine=1.0, rotate=0.0, shrink=0.5)
