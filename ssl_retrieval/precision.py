@@ -72,6 +72,9 @@ def choose(
 ) -> Runtime:
     """Time one warm and two counted steps of every allowed combination and take the fastest.
 
+    The combinations take turns: whatever else the machine does for a second then slows down a step of each,
+    not all steps of one.
+
     Args:
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         memory_format: ``auto``, ``contiguous`` or ``channels_last``.
@@ -86,14 +89,11 @@ def choose(
     options = [Runtime(p, layout) for p in precisions for layout in layouts]
     if len(options) == 1:
         return options[0]
-    seconds: dict[Runtime, float] = {}
-    for option in options:
-        trial = copy.deepcopy(method)
-        option.place(trial)
-        first = _seconds(step, trial, option)
-        # The first step pays for set-up; only what is slower by far is not worth two more.
-        hopeless = seconds and first > 20 * min(seconds.values())
-        seconds[option] = first if hopeless else min(_seconds(step, trial, option) for _ in range(2))
+    seconds = {option: _seconds(step, method, option) for option in options}
+    # The first step pays for set-up; only what is slower by far is not worth two more.
+    promising = [option for option in options if seconds[option] <= 20 * min(seconds.values())]
+    rounds = [{option: _seconds(step, method, option) for option in promising} for _ in range(2)]
+    seconds |= {option: min(found[option] for found in rounds) for option in promising}
     best = min(options, key=lambda option: seconds[option])
     timings = ", ".join(f"{o.precision} {o.memory_format} {seconds[o]:.2f} s" for o in options)
     say(f"one trial step takes: {timings}; chosen: {best.precision} {best.memory_format}")
@@ -117,8 +117,12 @@ def allowed(precision: str, memory_format: str) -> tuple[list[str], list[str]]:
 
 
 def _seconds(step: Callable[[nn.Module, Runtime], None], method: nn.Module, option: Runtime) -> float:
+    trial = copy.deepcopy(method)
+    option.place(trial)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     start = time.perf_counter()
-    step(method, option)
+    step(trial, option)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
