@@ -1,17 +1,14 @@
 """Every method, killed for real in the middle of an epoch, ends with the very same weights."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from command_line import ONE_THREAD
 from method_makers import NEEDS_VIT, OPTIONS, network_of
 from safetensors.torch import load_file
 
@@ -44,38 +41,38 @@ def write_job(folder: Path, photos: Path, name: str) -> Path:
     return file
 
 
-def command(job: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "ssl_retrieval", "pretrain", str(job), f"out={out}"]
+def run(job: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    train.pretrain(config.load(train.PretrainConfig, job, [f"out={out}"]))
 
 
 def kill_after(lines: int, job: Path, out: Path) -> None:
     """Start a run in a process of its own and kill it, wherever it is, once it noted so many steps."""
-    process = subprocess.Popen(
-        command(job, out),
-        env=ONE_THREAD,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
+    # Forked from a server that has imported everything once: test_train.py kills the command itself.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["ssl_retrieval.train", "lightly.loss"])
+    process = context.Process(target=run, args=(job, out))
+    process.start()
     deadline, log = time.monotonic() + 120, out / "metrics.jsonl"
     while not log.is_file() or len(log.read_text().splitlines()) < lines:
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", plugins.known("method"))
-def test_a_killed_run_ends_as_if_nothing_had_happened(name: str, photos: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    name: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = write_job(tmp_path, photos, name)
-    train.pretrain(config.load(train.PretrainConfig, job, [f"out={tmp_path / 'whole'}"]))
+    run(job, tmp_path / "whole")
     kill_after(7, job, tmp_path / "killed")
-    done = subprocess.run(
-        command(job, tmp_path / "killed"), env=ONE_THREAD, check=True, capture_output=True, text=True
-    )
-    assert "going on at step" in done.stderr
+    capsys.readouterr()
+    run(job, tmp_path / "killed")
+    assert "going on at step" in capsys.readouterr().err
     for file in ("checkpoint.safetensors", "best.safetensors"):
         ours, theirs = (load_file(tmp_path / run / file) for run in ("killed", "whole"))
         assert ours.keys() == theirs.keys()
