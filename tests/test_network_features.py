@@ -422,9 +422,9 @@ def test_an_image_and_its_mirror_image_are_one(name: str, pool: str, options: di
     extractor = extractor_of(name, pool=pool, flip=True, **options)
     torch.testing.assert_close(embedded(extractor, photos().flip(3)), embedded(extractor, photos()))
     single = extractor_of(name, pool=pool, **options)
-    both = [unit(embedded(single, batch)) for batch in (photos(), photos().flip(3))]
-    assert not torch.allclose(*both, atol=1e-4)
-    torch.testing.assert_close(embedded(extractor, photos()), unit(both[0] + both[1]))
+    one, other = (unit(embedded(single, batch)) for batch in (photos(), photos().flip(3)))
+    assert not torch.allclose(one, other, atol=1e-4)
+    torch.testing.assert_close(embedded(extractor, photos()), unit(one + other))
 
 
 EVERYTHING: list[dict[str, Any]] = [
@@ -443,7 +443,7 @@ def test_batches_and_layouts_do_not_matter(options: dict[str, Any]) -> None:
     together = embedded(extractor, batch)
     alone = torch.cat([embedded(extractor, image[None]) for image in batch])
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
-    extractor.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    extractor.to(memory_format=torch.channels_last)
     laid_out = embedded(extractor, batch.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(laid_out, together, rtol=1e-4, atol=1e-5)
 
