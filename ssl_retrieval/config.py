@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from ssl_retrieval import plugins
@@ -139,7 +140,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def save(config: Any, file: Path) -> None:
     """Write a config object as yaml that `load` reads back."""
-    file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), "utf-8")
+    # OmegaConf's writer quotes texts that its reader takes for numbers and yaml's does not, as 0E0.
+    dumper = get_omega_conf_dumper()
+    file.write_text(yaml.dump(to_dict(config), Dumper=dumper, sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def _read_yaml(file: Path) -> Any:

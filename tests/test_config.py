@@ -208,7 +208,7 @@ def test_interpolation_to_a_missing_value(tmp_path: Path) -> None:
         ),
         ("model.name=resnet5O", ["unknown extractor 'resnet5O'; did you mean 'resnet50'"]),
         ("model.name=timm_model", ["unknown extractor 'timm_model'", "any timm model"]),
-        ("model.name=", ["missing value for 'model.name': one of checkpoint"]),
+        ("model.name=", ["missing value for 'model.name': one of asmk"]),
         ("model.name=true", ["missing value for 'model.name'"]),
     ],
 )

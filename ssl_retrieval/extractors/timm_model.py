@@ -16,7 +16,8 @@ class Config(NetworkConfig):
 
     Attributes:
         name: timm name.
-        weights: ``pretrained``, ``offline``, ``random`` or a file (see `backbones.make`).
+        weights: ``pretrained``, ``offline``, ``random``, ``hf-hub:OWNER/NAME`` or a file (see
+            `backbones.make`).
         image_size: Input side in pixels; None = the network's own.
         crop: Share of the short side kept by the centre crop; None = the network's own.
         stem: ``standard`` or ``small``.
@@ -43,9 +44,9 @@ class Extractor(PooledNetwork):
             raise UserError(f"model.crop={cfg.crop}: must be between 0.1 and 1")
         if cfg.image_size is not None and cfg.image_size < 1:
             raise UserError(f"model.image_size={cfg.image_size}: must be at least 1")
-        # Checks the name on its way.
-        network = backbones.without_weights(cfg.name)
-        needs_classifier = "fc" in cfg.parts and not backbones.has_hidden_layer(network)
+        needs_classifier = "fc" in cfg.parts and not backbones.has_hidden_layer(
+            backbones.without_weights(cfg.name)
+        )
         model = backbones.make(
             cfg.name,
             cfg.weights,
