@@ -1,6 +1,7 @@
 """Any layer of a network, by timm's feature index or by the name of a module."""
 
 import difflib
+import inspect
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def feature_layers(model: nn.Module) -> list[str]:
     return [str(entry["module"]) for entry in info]
 
 
-def find(model: nn.Module, layer: str) -> str:
+def find(model: nn.Module, layer: str) -> str | int:
     """Resolve ``model.layer``.
 
     Args:
@@ -31,7 +32,7 @@ def find(model: nn.Module, layer: str) -> str:
         layer: An index as in timm's ``out_indices``, which may be negative, or a dotted module name.
 
     Returns:
-        The module's name.
+        The module's name; the index itself, where the network can be asked for it.
 
     Raises:
         UserError: There is no such layer; the text lists the feature layers and the nearest names.
@@ -42,36 +43,37 @@ def find(model: nn.Module, layer: str) -> str:
     if layer.removeprefix("-").isdecimal():
         index = int(layer)
         found = features[index] if -len(features) <= index < len(features) else ""
+        if found and hasattr(model, "forward_intermediates"):
+            return index
     if found in names:
         return found
     near = difflib.get_close_matches(layer, names, n=3)
     guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    listed = ", ".join(f"{index} = {name}" for index, name in enumerate(features) if name in names)
+    listed = ", ".join(f"{index} = {name}" for index, name in enumerate(features))
     parts = ", ".join(name for name in names if "." not in name)
     others = f"feature layers: {listed}" if listed else f"modules: {parts}"
     raise UserError(f"model.layer={layer!r}: {_network(model)} has no such layer{guess} ({others})")
 
 
-def ended(model: nn.Module, folded: nn.Module, layer: str, example: Tensor) -> nn.Module:
+def ended(model: nn.Module, folded: nn.Module, layer: str | int, example: Tensor) -> nn.Module:
     """Make a network end at a layer: from then on, only `output` can run it.
 
     Args:
         model: A timm network.
         folded: The same with its batch normalisation folded, or ``model`` itself.
-        layer: See `find`.
+        layer: From `find`.
         example: float [1, 3, H, W], an input that it takes.
 
     Returns:
         ``folded``, if the layer still gives the same there; else ``model``.
 
     Raises:
-        UserError: There is no such layer, or it gives no map.
+        UserError: The layer gives no map.
     """
-    name = find(model, layer)
-    _stop_at(model, name)
-    if folded is model or name not in dict(folded.named_modules()):
+    _stop_at(model, layer)
+    if folded is model or (isinstance(layer, str) and layer not in dict(folded.named_modules())):
         return model
-    _stop_at(folded, name)
+    _stop_at(folded, layer)
     with torch.no_grad():
         before, after = (output(network, example, layer) for network in (model, folded))
     # A convolution gives what comes after the normalisation, once that is folded into it.
@@ -79,20 +81,23 @@ def ended(model: nn.Module, folded: nn.Module, layer: str, example: Tensor) -> n
     return folded if same else model
 
 
-def _stop_at(model: nn.Module, name: str) -> None:
+def _stop_at(model: nn.Module, layer: str | int) -> None:
+    if isinstance(layer, int):
+        return
+
     def stop(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         raise _ReachedError(output)
 
-    model.get_submodule(name).register_forward_hook(stop)
+    model.get_submodule(layer).register_forward_hook(stop)
 
 
-def output(model: nn.Module, images: Tensor, layer: str) -> Tensor:
-    """Run a network up to the layer at which it was stopped.
+def output(model: nn.Module, images: Tensor, layer: str | int) -> Tensor:
+    """Run a network up to the layer at which it was ended.
 
     Args:
         model: It went through `ended`.
         images: float [B, 3, H, W], normalised.
-        layer: Which layer that was, for messages.
+        layer: Which layer that was.
 
     Returns:
         float [B, …], with 2 to 4 dimensions.
@@ -100,17 +105,34 @@ def output(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     Raises:
         UserError: The layer takes no part, or does not give one tensor with a row per image.
     """
-    found: Any = None
+    found = _by_index(model, images, layer) if isinstance(layer, int) else _by_name(model, images)
+    if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4) or len(found) != len(images):
+        raise UserError(
+            f"model.layer={layer}: this layer of {_network(model)} gives no map of an image; try another: "
+            f"{', '.join(feature_layers(model))}"
+        )
+    return found
+
+
+def _by_name(model: nn.Module, images: Tensor) -> Any:
     try:
         model(images)
     except _ReachedError as reached:
-        found = reached.output
-    if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4) or len(found) != len(images):
-        raise UserError(
-            f"model.layer={layer!r}: this module of {_network(model)} gives no map of an image; its feature "
-            f"layers do: {', '.join(feature_layers(model))}"
-        )
-    return found
+        return reached.output
+    return None
+
+
+def _by_index(model: Any, images: Tensor, index: int) -> Any:
+    """Ask the network, which knows how to make a map of what its modules give."""
+    has_prefix = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    more = {"return_prefix_tokens": True} if has_prefix else {}
+    found = model.forward_intermediates(
+        images, indices=[index], stop_early=True, intermediates_only=True, **more
+    )[0]
+    if not isinstance(found, tuple):
+        return found
+    maps, prefix = found
+    return torch.cat([prefix, maps.flatten(2).mT], dim=1)
 
 
 def _network(model: nn.Module) -> str:

@@ -61,12 +61,14 @@ def _layout(num_tokens: int, model: nn.Module, images: Tensor) -> tuple[int, int
     usual = int(getattr(model, "num_prefix_tokens", 0))
     patch = backbones.patch_size(model)
     height, width = (size // patch for size in images.shape[2:])
-    # Some networks add their class token after most of their layers.
+    # Some networks add their class token after most of their layers, and some do not count it.
     if 0 <= num_tokens - height * width <= usual:
         return num_tokens - height * width, height, width
-    num_patches = num_tokens - usual
-    side = isqrt(num_patches)
-    return (usual, side, side) if side**2 == num_patches else (usual, num_patches, 1)
+    for num_prefix in (usual, 0, 1):
+        side = isqrt(max(0, num_tokens - num_prefix))
+        if side > 0 and side**2 == num_tokens - num_prefix:
+            return num_prefix, side, side
+    return usual, num_tokens - usual, 1
 
 
 def _channels_last(features: Tensor, model: nn.Module, images: Tensor) -> bool:

@@ -125,6 +125,22 @@ def test_a_vits_layer_by_index_is_what_timm_calls_so(name: str) -> None:
         torch.testing.assert_close(embedded(extractor, batch), regions.rmac(maps))
 
 
+@pytest.mark.parametrize("name", ["pit_ti_224", "xcit_nano_12_p16_224", "twins_svt_small"])
+def test_networks_whose_modules_give_no_map_can_be_asked(name: str) -> None:
+    side = 224 if name.startswith("twins") else SIDE
+    extractor = extractor_of(name, pool="rmac", layer="-2", image_size=side)
+    network: Any = extractor.model
+    images = extractor.normalize(photos(side=side))
+    with torch.inference_mode():
+        maps = network.forward_intermediates(images, indices=[-2], intermediates_only=True)[0]
+    torch.testing.assert_close(embedded(extractor, images), regions.rmac(maps))
+
+
+def test_networks_that_end_in_several_maps() -> None:
+    assert "ends in several maps" in user_error(extractor_of, "efficientvim_m1", pool="avg")
+    assert extractor_of("efficientvim_m1", pool="model").dim > 0
+
+
 def test_a_layer_by_name() -> None:
     batch = photos()
     for name, index, layer in (("resnet10t", "3", "layer3"), ("test_vit", "4", "blocks.4")):
@@ -170,7 +186,7 @@ def test_the_rest_of_the_network_is_not_run() -> None:
         ("test_vit", "blocks.9", ("did you mean", "'blocks.5'", "0 = blocks.0")),
         ("test_vit", "blocks.0.attn.q", ("did you mean 'blocks.0.attn",)),
         ("test_vit", "patch_drop.x", ("did you mean 'patch_drop'",)),
-        ("pit_ti_224", "1", ("this module of 'pit_ti_224' gives no map of an image", "transformers.0")),
+        ("pit_ti_224", "transformers.1", ("this layer of 'pit_ti_224' gives no map of an image",)),
     ],
 )
 def test_a_layer_that_is_none_names_those_that_are(name: str, layer: str, needed: tuple[str, ...]) -> None:
@@ -253,6 +269,12 @@ def test_tokens_without_prefix_and_without_grid() -> None:
         last = network.forward_features(images)
     assert tokens.arrange(last, network, images).prefix.shape == (2, 1, 192)
     assert tokens.arrange(last[:, 1:], network, images).maps.shape == (2, 192, 4, 4)
+    # A network that knows nothing of its patches: squares are taken for grids.
+    other = nn.Identity()
+    other.num_prefix_tokens = 1  # type: ignore[assignment]
+    for num, num_prefix, side in ((17, 1, 4), (16, 0, 4), (10, 1, 3), (1, 0, 1)):
+        found = tokens.arrange(torch.rand(2, num, 5), other, images)
+        assert (found.prefix.shape[1], found.maps.shape[2:]) == (num_prefix, (side, side))
     assert tokens.arrange(last[:, :8], network, images).maps.shape == (2, 192, 7, 1)
 
 

@@ -118,8 +118,9 @@ class PooledNetwork(nn.Module):
                 "classifier: use model or avg instead of fc"
             )
         self.model = folding.fold(model, self._example())
-        if cfg.layer:
-            self.model = layers.ended(model, self.model, cfg.layer, self._example())
+        self.layer = layers.find(model, cfg.layer) if cfg.layer else None
+        if self.layer is not None:
+            self.model = layers.ended(model, self.model, self.layer, self._example())
         self.whitening: regions.Whitening | None = None
         self.learns = cfg.rmac_whiten
         self.dim = 0 if self.learns else self._measured_dim()
@@ -182,13 +183,18 @@ class PooledNetwork(nn.Module):
             return vectors[0]
         return torch.cat([functional.normalize(vector.float(), dim=1) for vector in vectors], dim=1)
 
-    def _features(self, images: Tensor) -> Tensor:
-        if self.cfg.layer:
-            return layers.output(self.model, images, self.cfg.layer)
-        features: Tensor = self.model.forward_features(images)  # type: ignore[operator]
+    def _features(self, images: Tensor) -> Any:
+        if self.layer is not None:
+            return layers.output(self.model, images, self.layer)
+        features: Any = self.model.forward_features(images)  # type: ignore[operator]
+        if not isinstance(features, Tensor) and set(self.parts) - {"model", "fc"}:
+            raise UserError(
+                f"model.pool={self.cfg.pool}: the network ends in several maps: use model, or choose one of "
+                "them with model.layer"
+            )
         return features
 
-    def _pooled(self, part: str, features: Tensor, images: Tensor) -> Tensor:
+    def _pooled(self, part: str, features: Any, images: Tensor) -> Tensor:
         if part in ("model", "fc"):
             before_classifier = part == "model" or self.has_hidden_layer
             head: Any = self.model.forward_head
