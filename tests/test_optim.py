@@ -96,6 +96,24 @@ def test_every_optimizer_shrinks_what_decays_only(name: str) -> None:
     assert torch.equal(model.bias, before["bias"])
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_fused_updates_are_those_made_one_by_one(name: str) -> None:
+    cfg = filled(name=name, lr=0.1, weight_decay=0.1)
+    ends = []
+    # A device that torch has no fused updates for, and one that it has.
+    for device in ("mps", "cpu"):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        optimizer = optim.make(cfg, model, 8, device)
+        assert bool(optimizer.defaults["fused"]) == (device == "cpu")
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 5)).square().mean().backward()
+            optimizer.step()
+        ends.append([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+
+
 def test_lars_scales_a_layer_by_its_own_norms() -> None:
     model = nn.Linear(4, 4, bias=False)
     start, gradient = model.weight.detach().clone(), torch.randn(4, 4)
