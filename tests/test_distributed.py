@@ -168,7 +168,8 @@ def test_the_same_command_under_torchrun_trains_the_same_network(photos: Path, t
         "data": {"name": "folder", "root": str(photos), "labels": "none"},
         "model": {"name": "test_resnet", "image_size": 32, "stem": "standard"},
         "method": {"name": "simclr", "output_dim": 16},
-        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.0, "weight_decay": 0.0},
+        # Five times as fast, rounding pushes a value over a kink in one seed of three, and the networks part.
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0},
         "epochs": 2,
         # With 8 images per batch, rounding grows a thousandfold in these steps: their statistics are shaky.
         "batch_size": 20,
