@@ -124,21 +124,26 @@ def test_it_says_what_it_will_do(
     pace.finished("a")
     pace.announce("b")
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["[1/5] a: about 24 s to go in all", "[2/5] b: about 0 s to go in all"]
+    assert lines == ["[1/5] a: about 24 s to go in all", "[2/5] b: about 12 s to go in all"]
 
 
 def test_those_that_are_finished_correct_the_rest() -> None:
     pace = Pace({"a": 10.0, "b": 20.0, "c": 0.5, "d": 0.0}, 5)
     assert pace.left() == 30.5
-    pace.taken["c"] = 50.0
-    assert pace.left() == 30.0, "a moment says nothing about minutes"
-    pace.taken["a"] = 30.0
-    assert pace.left() == 60.0
-    pace.taken["derived"] = 7.0
+    pace.taken["c"] = 5.5
+    assert pace.left() == 30 + 4 * 5
+    pace.taken["a"] = 17.0
+    assert pace.left() == 20 + 3 * 6
     pace.taken["d"] = 1.0
-    assert pace.left() == 60.0
+    assert pace.left() == 20 + 2 * 5, "one that took little else does not make the rest quick"
+    pace.taken["derived"] = 5.0
     pace.taken["b"] = 60.0
     assert pace.left() == 0.0
+
+
+def test_what_went_faster_than_expected_takes_nothing_from_the_rest() -> None:
+    pace = Pace({"a": 10.0, "b": 20.0}, 2, taken={"a": 4.0})
+    assert pace.left() == 20.0
 
 
 def test_a_trial_takes_time_whatever_is_tried(photos: ImageSet, tmp_path: Path) -> None:
