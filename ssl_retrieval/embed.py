@@ -108,7 +108,6 @@ def run_embed(cfg: EmbedConfig) -> Path:
     representation = Representation.make(cfg.model.name, cfg.model, devices.pick(cfg.device))
     if learning.learns(representation):
         source = image_set if cfg.fit is None else plugins.find("dataset", cfg.fit.name).images(cfg.fit)
-        say(f"{cfg.model.name} learns from {len(source)} images in {str(source.root)!r}")
         learning.teach(
             representation,
             source,

@@ -96,7 +96,8 @@ class Features:
         gallery: float32 [N, D], likewise.
         scores: Where the similarity is not the dot product of the two.
         label: Name in tables.
-        family: As the extractor's; of several, the one that learned most.
+        family: As the extractor's; of several, the one that learned most; a step that is fitted on labels
+            makes it ``fine-tuned``.
         dim: Dimensions per image.
         key: Of the gallery's vectors and of all that was done to them.
         images_per_s: Speed of embedding.
@@ -222,11 +223,14 @@ def derived(label: str, recipe: Derived, parts: list[Features], store: Store) ->
             )
     weights = recipe.weights or [1.0] * len(parts)
     steps = postprocess.parse(recipe.steps)
+    families = [part.family for part in parts]
+    if any(step.needs_pairs for step in steps):
+        families.append("fine-tuned")
     done = [recipe.fuse, weights, [step.name for step in steps], [part.key for part in parts]]
     base = dataclasses.replace(
         first,
         label=label,
-        family=max((part.family for part in parts), key=_FAMILIES.index),
+        family=max(families, key=_FAMILIES.index),
         key=digest_of(done),
         images_per_s=_one_after_another([part.images_per_s for part in parts]),
         peak_rss_mib=float(np.max([part.peak_rss_mib for part in parts])),

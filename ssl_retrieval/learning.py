@@ -51,6 +51,7 @@ def teach(
     key = digest_of({"identity": untaught, "network": network, "images": contents, "image_size": image_size})
     state = _stored(file, key)
     if state is None:
+        say(f"{representation.label} learns from {len(image_set)} images in {str(image_set.root)!r}")
         state = extractor.learn(_material(representation, image_set, image_size, on_error))
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as partial:

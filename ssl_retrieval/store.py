@@ -123,8 +123,9 @@ class Store:
         return chosen
 
     def folder(self, representation: Representation, image_set: ImageSet) -> Path:
-        """Give the folder of some images' vectors."""
-        return self.cache / f"{representation.label}-{images_name(image_set)}"
+        """Give the folder of some images' vectors; its own for everything that an extractor has learned."""
+        learned = f"-{representation.extractor.weights_digest[:8]}" if learning.learns(representation) else ""
+        return self.cache / f"{representation.label}-{images_name(image_set)}{learned}"
 
     def learned_file(self, representation: Representation, image_set: ImageSet) -> Path:
         """Give the file of what an extractor has learned from some images."""

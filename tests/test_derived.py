@@ -162,6 +162,7 @@ def test_unreadable_images_to_fit_on_are_left_out(store: Store, task: Task) -> N
     recipe = Derived(of=["histogram", "pixels"], steps=["learned_whiten:3"])
     found = derived("white", recipe, parts, store)
     assert found.notes[0] == "2 of 16 images without features were left out of fitting"
+    assert found.family == "fine-tuned", "it was fitted on labels"
     assert found.dim == 3
     assert found.to_fit is not None
     rows = found.to_fit()

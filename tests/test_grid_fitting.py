@@ -165,7 +165,7 @@ def test_extractors_that_learn(
     assert report.representation["dim"] == 9
     assert report.representation["fitted"]["num_images"] == 24
     assert mean_of(report) > 0.8
-    assert "words, words, white: fitted on 24 images" in below_table(tmp_path)
+    assert "words; words, white: fitted on 24 images" in below_table(tmp_path)
     assert len(list((tmp_path / "embeddings").glob("words-learned-*.safetensors"))) == 1
     key = report.representation["key"]
     capsys.readouterr()

@@ -114,7 +114,7 @@ def test_whitening_is_fitted_on_the_training_images(ladder: tuple[Path, Comparis
 def test_tables_and_pages_say_where_it_was_fitted(ladder: tuple[Path, Comparison]) -> None:
     out, _ = ladder
     fitted = (
-        "white, too many, learned, ranks, coded, signs: fitted on 20 images: the task's own training images; "
+        "white; too many; learned; ranks; coded; signs: fitted on 20 images: the task's own training images; "
         "20 of them are in the gallery too (toys)."
     )
     assert fitted in below_table(out)

@@ -1,8 +1,9 @@
 """Write docs/baseline_results.md and docs/ladder.png from finished runs of configs/compare/ladder.yaml.
 
-    python tools/baseline_results.py runs/ladder_grocery runs/ladder_ukbench runs/ladder_cifar10
+    python tools/baseline_results.py runs/ladder runs/ladder_cifar10 --memory memory.md
 
-Each folder is the ``out`` of one run. Its ``table.md`` is taken over whole; ``table.csv`` gives the figure.
+Each folder is the ``out`` of one run. Its ``table.md`` is taken over whole; ``table.csv`` gives the figure,
+and the reports the paired differences. ``memory.md`` is what benchmarks/extractor_memory.py printed.
 """
 
 import argparse
@@ -14,10 +15,16 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
+from ssl_retrieval.report.files import read_report
+from ssl_retrieval.statistics import bootstrap_mean
+from ssl_retrieval.types import Report
+
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 DOCS = Path(__file__).parent.parent / "docs"
+STARTS = ("pixels", "avg")
+"""What every rung is held against: the floor, and the network as most people use it."""
 COLOURS = {
     "hand-crafted": "#8c6d31",
     "random": "#9e9e9e",
@@ -78,13 +85,40 @@ def figure(runs: list[Path], file: Path) -> None:
     drawn.savefig(file, dpi=110)
 
 
+def differences(run: Path) -> str:
+    """Give how far every rung is above the two starts, query by query, as a Markdown table."""
+    of_task: dict[str, dict[str, Report]] = {}
+    for file in (run / "reports").glob("*.json"):
+        report = read_report(file)
+        of_task.setdefault(report.task, {})[report.representation["name"]] = report
+    order = pd.read_csv(run / "table.csv")
+    names = order["representation"].drop_duplicates()
+    tasks = order["task"].drop_duplicates()
+    header = ["representation", *(f"{task}: over {start}" for task in tasks for start in STARTS)]
+    lines = [header, [":--", *["--:"] * (len(header) - 1)]]
+    for name in names:
+        line = [name]
+        for task in tasks:
+            mine = of_task[task].get(name)
+            for start in STARTS:
+                if mine is None or name == start:
+                    line.append("–")
+                    continue
+                gain = bootstrap_mean(mine.per_query["mAP"] - of_task[task][start].per_query["mAP"])
+                line.append(f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def main() -> None:
     """Write both files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, help="out folders of finished runs")
-    runs: list[Path] = parser.parse_args().runs
+    parser.add_argument("--memory", type=Path, help="what benchmarks/extractor_memory.py printed")
+    args = parser.parse_args()
+    runs: list[Path] = args.runs
     figure(runs, DOCS / "ladder.png")
     parts = [
         "# The ladder: whole results",
@@ -95,6 +129,19 @@ def main() -> None:
     ]
     for run in runs:
         parts += [f"## {run.name}", command(run), (run / "table.md").read_text("utf-8").strip()]
+        parts += [
+            "mAP above raw pixels and above plain average pooling, paired by query, 95 % bootstrap interval:",
+            differences(run),
+        ]
+    if args.memory:
+        table = [line for line in args.memory.read_text("utf-8").splitlines() if line.startswith("|")]
+        parts += [
+            "## Memory of each extractor",
+            "The peak MiB of the tables above is that of one process which keeps all rungs; here every "
+            "extractor has a process of its own, which embeds 200 photos (imports and network included; "
+            "benchmarks/extractor_memory.py).",
+            "\n".join(table),
+        ]
     (DOCS / "baseline_results.md").write_text("\n\n".join(parts) + "\n", "utf-8")
 
 

@@ -171,12 +171,22 @@ def to_markdown(comparison: Comparison) -> str:
 
 def fitted_notes(comparison: Comparison) -> list[str]:
     """Say of everything that was fitted where, and what was done because images were few."""
-    by_text: dict[str, list[str]] = {}
+    names_of: dict[tuple[str, str], list[str]] = {}
     for task in comparison.tasks:
         for entry in task.entries:
             for text in _fitted_texts(entry):
-                by_text.setdefault(f"{text} ({task.task})", []).append(entry.name)
-    return [f"{', '.join(names)}: {text}." for text, names in by_text.items()]
+                names_of.setdefault((text, task.task), []).append(entry.name)
+    tasks_of: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (text, task_name), names in names_of.items():
+        tasks_of.setdefault((text, tuple(names)), []).append(task_name)
+    # The same names again are not repeated: a ladder has dozens of them.
+    named: dict[tuple[str, ...], str] = {}
+    notes = []
+    for (text, together), task_names in tasks_of.items():
+        who = named.get(together, "; ".join(together))
+        named.setdefault(together, f"the same {len(together)}" if len(together) > 2 else who)
+        notes.append(f"{who}: {text} ({', '.join(task_names)}).")
+    return notes
 
 
 def fitted_on_queries(comparison: Comparison) -> list[str]:
@@ -185,7 +195,7 @@ def fitted_on_queries(comparison: Comparison) -> list[str]:
     for task in comparison.tasks:
         names = [entry.name for entry in task.entries if _fitted(entry).get("num_in_queries")]
         if names:
-            notes.append(f"Fitted on queries of {task.task}, which flatters: {', '.join(names)}.")
+            notes.append(f"Fitted on queries of {task.task}, which flatters: {'; '.join(names)}.")
     return notes
 
 
