@@ -1,4 +1,7 @@
-"""Every yaml of ``configs/pretrain``: it loads, its open settings are filled, and its method is built."""
+"""Every yaml of ``configs/pretrain``: it loads, its open settings are filled, and its method is built.
+
+Those of ``configs/compare`` load, and what they derive can be derived.
+"""
 
 import dataclasses
 import re
@@ -11,6 +14,7 @@ import torch
 from ssl_retrieval import backbones, config, defaults, optim, plugins, train_setup
 from ssl_retrieval.augment import Noise, View
 from ssl_retrieval.defaults import Facts
+from ssl_retrieval.grid import CompareConfig
 from ssl_retrieval.methods.base import BaseMethod
 from ssl_retrieval.train import PretrainConfig
 
@@ -23,6 +27,9 @@ PHOTOS = [
     if {"  name: folder", "  weights: random"} <= set(file.read_text("utf-8").splitlines())
 ]
 """Those for any number of photos, from random weights."""
+
+NAMED = {"ladder": ["data.name=folder"]}
+"""What a comparison leaves to its user, besides ``data.root`` and ``out``."""
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -143,3 +150,17 @@ def test_a_config_builds_its_method_views_and_optimizer(file: Path, num_images: 
     optimizer = optim.make(cfg.optimizer, method, cfg.batch_size)
     optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert optimized == {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(
+    "file", sorted((FOLDER.parent / "compare").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_every_comparison_loads_and_opens_with_its_command(file: Path) -> None:
+    cfg = config.load(CompareConfig, file, ["data.root=photos", "out=runs/one", *NAMED.get(file.stem, [])])
+    known = list(cfg.models)
+    for name, recipe in cfg.derived.items():
+        recipe.check(name, known)
+        known.append(name)
+    assert len(known) >= 3
+    comment = "".join(line for line in file.read_text("utf-8").splitlines() if line.startswith("#"))
+    assert f"ssl-retrieval compare configs/compare/{file.name}" in comment
