@@ -35,7 +35,7 @@ def _against_the_next(task: TaskComparison) -> str:
     if not tied:
         return f"It is really ahead of all others: the next, {second.name}, is {distance} behind."
     return (
-        f"On these queries it cannot be told apart from {', '.join(tied)}: "
+        f"On these queries it cannot be told apart from {'; '.join(tied)}: "
         f"{second.name}, the next, is {distance} behind."
     )
 
