@@ -250,6 +250,9 @@ def diagnose(signals: Signals, start: Signals, advice: str) -> str | None:
     }[kind]
     if signals is start:
         return f"{words}, before any training: check that the images differ, and model.weights"
+    if kind == "worse":
+        # Views that throw away what tells the images apart do this without any collapse.
+        advice = f"method.augment.jitter=0 method.augment.grayscale=0 where colour matters, {advice}"
     return f"{words}; try {advice}"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -254,3 +255,15 @@ def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     wanted = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type"))]
     return " ".join(wanted) or type(error).__name__
+
+
+def in_section(text: str, section: Any, name: str) -> str:
+    """Let a loader's message name the keys of the section it was given; loaders know theirs as ``data``.
+
+    Args:
+        text: The message.
+        section: The dataset section, of the loader's ``Config``.
+        name: What the section is called.
+    """
+    keys = "|".join(field.name for field in dataclasses.fields(section))
+    return re.sub(rf"\bdata\.({keys})\b", rf"{name}.\1", text)

@@ -30,6 +30,7 @@ from ssl_retrieval.embedding_files import (
 )
 from ssl_retrieval.embedding_parts import Parts
 from ssl_retrieval.errors import ImageError, UserError
+from ssl_retrieval.fitting import images_of_section
 from ssl_retrieval.precision import Runtime
 from ssl_retrieval.representation import Representation
 from ssl_retrieval.types import EmbeddingSet, ImageSet, VectorArray, digest_of
@@ -107,7 +108,7 @@ def run_embed(cfg: EmbedConfig) -> Path:
     require_writable(folder)
     representation = Representation.make(cfg.model.name, cfg.model, devices.pick(cfg.device))
     if learning.learns(representation):
-        source = image_set if cfg.fit is None else plugins.find("dataset", cfg.fit.name).images(cfg.fit)
+        source = images_of_section(cfg.fit) or image_set
         learning.teach(
             representation,
             source,

@@ -19,6 +19,7 @@ from ssl_retrieval.data.tasks import require_positives
 from ssl_retrieval.embed import EmbedOptions
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.features import Derived, Features, derived, extracted, needs_vectors
+from ssl_retrieval.fitting import images_of_section
 from ssl_retrieval.report.files import write_report
 from ssl_retrieval.representation import Representation, check_label
 from ssl_retrieval.search import RelevantRanks, global_positive_counts, relevant_ranks, top_k
@@ -138,8 +139,7 @@ def evaluate(cfg: EvaluateConfig) -> Report:
 
 def fit_options(cfg: Any) -> FitOptions:
     """Read ``fit``, ``fit_limit``, ``fit_on_test`` and ``seed`` of a config."""
-    images = None if cfg.fit is None else plugins.find("dataset", cfg.fit.name).images(cfg.fit)
-    return FitOptions(images, cfg.fit_limit, cfg.fit_on_test, cfg.seed)
+    return FitOptions(images_of_section(cfg.fit), cfg.fit_limit, cfg.fit_on_test, cfg.seed)
 
 
 def load_task(data: Any, options: ProtocolOptions) -> Task:

@@ -1,9 +1,11 @@
 """On which images a vocabulary or a whitening may be fitted: never silently on the queries."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from ssl_retrieval import config, plugins
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import ImageSet, IntArray, Task
 
@@ -88,3 +90,18 @@ def _num_shared(one: ImageSet, other: ImageSet) -> int:
 def _files(images: ImageSet) -> set[str]:
     root = images.root.resolve()
     return {str(root / path) for path in images.paths}
+
+
+def images_of_section(section: Any) -> ImageSet | None:
+    """List the images of a config's ``fit`` section; None where there is none.
+
+    Raises:
+        UserError: Wrong data; the line names the keys of this section.
+    """
+    if section is None:
+        return None
+    try:
+        images: ImageSet = plugins.find("dataset", section.name).images(section)
+    except UserError as error:
+        raise UserError(config.in_section(str(error), section, "fit")) from error
+    return images

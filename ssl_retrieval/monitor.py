@@ -4,10 +4,9 @@ With labels a query/gallery task is scored. Without, each of some training image
 view of itself, as in copy detection; the views are the same for every method, so that runs can be compared.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
-from ssl_retrieval import backbones, collapse, metrics, plugins
+from ssl_retrieval import backbones, collapse, config, metrics, plugins
 from ssl_retrieval.augment import Augment, Output, View, make_views
 from ssl_retrieval.console import say
 from ssl_retrieval.data.tasks import answerable, require_positives, subsample
@@ -317,7 +316,9 @@ def _labelled_search(validation: Any, limit: int, size: int, seed: int, out: Pat
         gallery = _packed(task.gallery, size, out / "validation_gallery.npy", validation.on_error)
         task = answerable(task.restrict(set(queries.paths), set(gallery.paths)))
     except UserError as error:
-        raise UserError(f"validation task: {_of_section(str(error), validation)}") from error
+        raise UserError(
+            f"validation task: {config.in_section(str(error), validation, 'validation')}"
+        ) from error
     say(
         f"monitor: {len(task.queries)} of {len(whole.queries)} queries search in {len(task.gallery)} of "
         f"{len(whole.gallery)} gallery images of {task.name}"
@@ -335,12 +336,6 @@ def _labelled_search(validation: Any, limit: int, size: int, seed: int, out: Pat
         partners=np.array([draw.choice(relevant) for relevant in task.relevant], np.int64),
         labels=labels,
     )
-
-
-def _of_section(text: str, validation: Any) -> str:
-    """Let a loader's message name the keys of this section; loaders know theirs as ``data``."""
-    keys = "|".join(field.name for field in fields(validation))
-    return re.sub(rf"\bdata\.({keys})\b", r"validation.\1", text)
 
 
 def _packed(images: ImageSet, size: int, file: Path, on_error: str) -> Packed:

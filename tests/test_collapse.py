@@ -168,6 +168,7 @@ def test_falling_search_alone_is_no_claim_of_collapse() -> None:
     assert words is not None
     assert "collapse" not in words
     assert words.startswith("search gets worse by training (self_mAP 0.340 at the start, now 0.230)")
+    assert "method.augment.jitter=0" in words, "views may throw away what tells the images apart"
 
 
 @pytest.mark.parametrize("retrieval", [0.31, 0.34])

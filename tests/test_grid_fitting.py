@@ -349,3 +349,10 @@ def test_skipped_images_with_derived_rungs(split: Path, tmp_path: Path) -> None:
         )
     )
     assert "cannot read" in line
+
+
+def test_a_wrong_folder_to_fit_on_is_named_by_its_own_key(photos: Path, tmp_path: Path) -> None:
+    derived = {"white": {"of": ["histogram"], "steps": ["pca_whiten:8"]}}
+    fit = {"name": "folder", "root": str(tmp_path / "nowhere")}
+    with pytest.raises(UserError, match=r"^fit\.root='.*nowhere' does not exist"):
+        run_grid(grid(tmp_path, photos, derived=derived, fit=fit))
