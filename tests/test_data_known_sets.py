@@ -179,7 +179,7 @@ def test_ukbench_distractors_join_under_a_common_root(small_ukbench: Path, tmp_p
     assert all(task.gallery.file(i).exists() for i in range(len(task.gallery)))
     assert lists(task.relevant)[:2] == [[1, 2, 3], [0, 2, 3]]
     assert lists(task.ignored) == [[i] for i in range(8)]
-    with pytest.raises(UserError, match="holds the UKBench photos too"):
+    with pytest.raises(UserError, match="holds images of the dataset too"):
         ukbench.load(ukbench.Config(root=str(small_ukbench), distractors=str(tmp_path)))
 
 

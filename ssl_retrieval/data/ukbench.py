@@ -9,18 +9,16 @@ A query's own photo is left out of its ranking, so that mAP and hit rates say so
 photo in the ranking for all metrics. The protocol records which it was.
 """
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ssl_retrieval.console import say
+from ssl_retrieval.data import distractors
 from ssl_retrieval.data.base import DataConfig, check, existing_folder, one_of
 from ssl_retrieval.data.tasks import NO_GROUP, labelled, task_from_groups
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.images import list_images
 from ssl_retrieval.types import ImageSet, Protocol, Task
 
 _VIEWS = 4
@@ -53,33 +51,17 @@ def load(cfg: Config) -> Task:
     protocol = Protocol(self_match=cfg.self_match)
     itself = ", itself among them" if cfg.self_match == "counted" else " other than itself"
     description = f"Each of {len(queries)} photos searches for the views of its object{itself}."
-    if not cfg.distractors:
-        return task_from_groups(
-            name="ukbench",
-            level="instance",
-            queries=queries,
-            gallery=queries,
-            protocol=protocol,
-            description=description,
-            metrics=("ns_score",),
-        )
-    extra = existing_folder("data.distractors", cfg.distractors)
-    root = _common_root(queries.root, extra)
-    queries = ImageSet(root, _below(root, queries), queries.labels, queries.class_names)
-    extra_paths = _below(root, ImageSet(extra, tuple(list_images(extra))))
-    if set(extra_paths) & set(queries.paths):
-        raise UserError(
-            f"data.distractors={cfg.distractors!r} holds the UKBench photos too: give a separate folder"
-        )
     assert queries.labels is not None
+    groups = queries.labels
+    queries, gallery, count = distractors.add(cfg.distractors, queries, queries)
     return task_from_groups(
-        name=f"ukbench-{len(extra_paths)}-distractors",
+        name=f"ukbench{distractors.in_name(count)}",
         level="instance",
         queries=queries,
-        gallery=ImageSet(root, queries.paths + extra_paths),
-        gallery_groups=np.append(queries.labels, np.full(len(extra_paths), NO_GROUP)),
+        gallery=gallery,
+        gallery_groups=np.append(groups, np.full(count, NO_GROUP)),
         protocol=protocol,
-        description=f"{description} {len(extra_paths)} distractors are in the way.",
+        description=description + distractors.in_words(count),
         metrics=("ns_score",),
     )
 
@@ -106,18 +88,3 @@ def images(cfg: Config) -> ImageSet:
     if len(objects) != _VIEWS * num_objects:
         say(f"{str(root)!r} has {len(objects)} photos of {num_objects} objects: the N-S score cannot reach 4")
     return labelled(root, [numbered[i] for i in sorted(numbered)], [f"{number:04d}" for number in objects])
-
-
-def _common_root(first: Path, second: Path) -> Path:
-    try:
-        return Path(os.path.commonpath([first.resolve(), second.resolve()]))
-    except ValueError:
-        raise UserError(
-            f"data.root={str(first)!r} and data.distractors={str(second)!r} share no parent folder: "
-            "put both on one drive"
-        ) from None
-
-
-def _below(root: Path, images_: ImageSet) -> tuple[str, ...]:
-    prefix = images_.root.resolve().relative_to(root)
-    return tuple((prefix / path).as_posix() for path in images_.paths)
