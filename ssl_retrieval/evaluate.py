@@ -291,7 +291,7 @@ def _fitting(task: Task) -> list[str]:
         names.append("uap")
     elif task.queries.labels is not None and task.gallery.labels is not None:
         names.append(KNN)
-    return names
+    return list(dict.fromkeys(names))
 
 
 def _check_metric(name: str, task: Task) -> None:

@@ -156,7 +156,7 @@ class Task:
         protocol: How it is scored.
         fit: Images on which post-processing may be fitted; never the test images.
         description: One plain sentence about what is searched where.
-        metrics: Metrics that are customary here, besides the default ones.
+        metrics: Metrics that are customary here; they are computed besides the default ones.
     """
 
     name: str
