@@ -65,13 +65,26 @@ class Decoded(Dataset):
         """Decode one."""
         number = int(self.numbers[place])
         try:
-            image = images.load_image(self.image_set.file(number))
-            small = images.shrink(image, self.image_size)
-            # Shrunk before it is cut, so that what the box holds keeps the scale that it has in whole images.
-            box = _scaled(self.image_set.box(number), small.width / image.width)
-            return number, self.preprocess(images.cut(small, box))
+            return number, self.preprocess(load_part(self.image_set, number, self.image_size))
         except ImageError as error:
             return number, str(error)
+
+
+def load_part(image_set: ImageSet, number: int, image_size: int | None) -> Image.Image:
+    """Decode an image, reduce it and cut out the part that counts.
+
+    Args:
+        image_set: Where it is.
+        number: Its index there.
+        image_size: Short side in pixels to which it is reduced first; None = as stored.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    image = images.load_image(image_set.file(number))
+    small = images.shrink(image, image_size)
+    # Shrunk before it is cut, so that what the box holds keeps the scale that it has in whole images.
+    return images.cut(small, _scaled(image_set.box(number), small.width / image.width))
 
 
 def _scaled(

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssl_retrieval import config, devices, metrics, plugins, postprocess
+from ssl_retrieval import config, devices, metrics, plugins, postprocess, rerank
 from ssl_retrieval.atomic import require_writable
 from ssl_retrieval.config import plugin
 from ssl_retrieval.data.tasks import require_positives
 from ssl_retrieval.embed import EmbedOptions
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.features import Derived, Features, derived, extracted, needs_vectors
+from ssl_retrieval.features import Features, derived, extracted, needs_vectors
 from ssl_retrieval.fitting import images_of_section
+from ssl_retrieval.recipe import Derived
 from ssl_retrieval.report.files import write_report
 from ssl_retrieval.representation import Representation, check_label
 from ssl_retrieval.search import RelevantRanks, global_positive_counts, relevant_ranks, top_k
@@ -58,6 +59,7 @@ class EvaluateConfig:
         data: Dataset section: the task.
         model: Extractor section: a timm name or an extractor, and its options.
         steps: Post-processing of its vectors, in order (see `postprocess.parse`).
+        rerank: Re-ranking of what is found, in order (see `rerank.parse`).
         label: The representation's name in tables; by default ``model.name``.
         embed: Batch size and workers.
         protocol: See `ProtocolOptions`.
@@ -75,6 +77,7 @@ class EvaluateConfig:
     data: Any = plugin("dataset")
     model: Any = plugin("extractor")
     steps: list[str] = field(default_factory=list)
+    rerank: list[str] = field(default_factory=list)
     label: str = ""
     embed: EmbedOptions = field(default_factory=EmbedOptions)
     protocol: ProtocolOptions = field(default_factory=ProtocolOptions)
@@ -110,6 +113,7 @@ def evaluate(cfg: EvaluateConfig) -> Report:
     out = Path(cfg.out).expanduser()
     require_writable(out)
     postprocess.parse(cfg.steps)
+    rerank.parse(cfg.rerank)
     task = load_task(cfg.data, cfg.protocol)
     label = cfg.label or cfg.model.name
     check_label(label)
@@ -122,15 +126,16 @@ def evaluate(cfg: EvaluateConfig) -> Report:
     )
     wanted = wanted_metrics(task, cfg.metrics)
     device = devices.pick(cfg.device)
-    recipe = Derived(of=[label], steps=cfg.steps)
+    recipe = Derived(of=[label], steps=cfg.steps, rerank=cfg.rerank)
     representation = Representation.make(label, cfg.model, device)
     # Refused before anything is embedded.
-    if cfg.steps and getattr(representation.extractor, "only_scores", False):
-        raise needs_vectors("steps", label)
+    has_more = bool(cfg.steps or cfg.rerank)
+    if has_more and recipe.needs_vectors and getattr(representation.extractor, "only_scores", False):
+        raise needs_vectors("steps" if cfg.steps else "rerank", label)
     if recipe.learns:
         store.fit_images()
     features = extracted(representation, store)
-    if cfg.steps:
+    if has_more:
         features = derived(label, recipe, [features], store)
     scored = score_features(features, wanted, device, config.to_dict(cfg))
     write_report(scored.report, out / "report.json")
@@ -238,6 +243,7 @@ def score_features(
             "bytes_per_image": features.bytes_per_image,
             "peak_rss_mib": features.peak_rss_mib,
             "train_s": features.train_s,
+            **features.rerank_costs,
         },
         config=resolved or {},
         versions=versions(),

@@ -11,79 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from ssl_retrieval import fusion, postprocess
+from ssl_retrieval import fusion, postprocess, rerank
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.fitting import FitSet, NothingToFitError
 from ssl_retrieval.postprocess import l2_normalize
+from ssl_retrieval.recipe import Derived
 from ssl_retrieval.representation import Representation
+from ssl_retrieval.searching import search_of
 from ssl_retrieval.similarity import Cosine, Similarity
 from ssl_retrieval.store import Store, files_of
 from ssl_retrieval.types import ImageSet, IntArray, Task, VectorArray, digest_of
 
-FUSIONS = ("concat", "score_sum", "reciprocal_rank")
 MAX_PAIRS = 20_000
 """Matching pairs that learned whitening sees at most."""
-_MAX_WEIGHT = 1e6
-
-
-@dataclass
-class Derived:
-    """A representation made of others.
-
-    Attributes:
-        of: Labels of the representations that it is made of; at least one.
-        fuse: With several: ``concat`` (weighted concatenation), ``score_sum`` or ``reciprocal_rank``.
-        weights: One per part, 0 or more and not all 0; empty = equal.
-        steps: Post-processing after the concatenation, in order (see `postprocess.parse`).
-    """
-
-    of: list[str] = field(default_factory=list)
-    fuse: str = "concat"
-    weights: list[float] = field(default_factory=list)
-    steps: list[str] = field(default_factory=list)
-
-    @property
-    def learns(self) -> bool:
-        """Whether it is fitted on images."""
-        return any(step.learns for step in postprocess.parse(self.steps))
-
-    @property
-    def gives_scores(self) -> bool:
-        """Whether it has scores and no vectors."""
-        return self.fuse != "concat" and len(self.of) > 1
-
-    def check(self, label: str, known: list[str]) -> None:
-        """Refuse what cannot be derived.
-
-        Args:
-            label: Of this representation, for messages.
-            known: Labels that it may be made of.
-
-        Raises:
-            UserError: Names the key and what is wrong.
-        """
-        where = f"derived.{label}"
-        if not self.of:
-            raise UserError(f"{where}.of is empty: name the representations that it is made of")
-        for part in self.of:
-            if part not in known:
-                raise UserError(
-                    f"{where}.of: no representation {part!r} before it (known: {', '.join(known)})"
-                )
-        if self.fuse not in FUSIONS:
-            raise UserError(f"{where}.fuse={self.fuse!r}: use one of {', '.join(FUSIONS)}")
-        if self.weights and len(self.weights) != len(self.of):
-            raise UserError(f"{where}.weights has {len(self.weights)} values for {len(self.of)} parts")
-        if not all(0 <= weight <= _MAX_WEIGHT for weight in self.weights):
-            raise UserError(f"{where}.weights={self.weights}: each must be from 0 to {_MAX_WEIGHT:,.0f}")
-        if self.weights and not any(self.weights):
-            raise UserError(f"{where}.weights are all 0: at least one part must count")
-        if self.steps and self.gives_scores:
-            raise UserError(f"{where}: fuse={self.fuse} gives scores, not vectors: leave out its steps")
-        try:
-            postprocess.parse(self.steps)
-        except UserError as error:
-            raise UserError(f"{where}.steps: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +50,8 @@ class Features:
             that cannot be read; None where there are only scores.
         notes: What was done where data was short.
         fitted: Where it was fitted (`FitSet.to_dict`); None = nothing was.
+        rerank_costs: What re-ranking took: ``rerank_ms_per_query``, ``rerank_offline_s`` on the gallery, and
+            ``rerank_bytes_per_image``, which are part of ``bytes_per_image``; empty = nothing was re-ranked.
     """
 
     task: Task
@@ -129,6 +71,7 @@ class Features:
     to_fit: Callable[[], VectorArray] | None
     notes: tuple[str, ...] = ()
     fitted: dict[str, object] | None = None
+    rerank_costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def similarity(self) -> Similarity:
@@ -212,6 +155,11 @@ def derived(label: str, recipe: Derived, parts: list[Features], store: Store) ->
         NothingToFitError: There are no images to fit on, or none that match where that is needed.
         UserError: The parts were made of different images, or have scores where vectors are needed.
     """
+    combined = _combined(label, recipe, parts, store)
+    return _reranked(combined, recipe) if recipe.rerank else combined
+
+
+def _combined(label: str, recipe: Derived, parts: list[Features], store: Store) -> Features:
     first = parts[0]
     for part in parts[1:]:
         if part.task.queries.paths != first.task.queries.paths or (
@@ -239,9 +187,12 @@ def derived(label: str, recipe: Derived, parts: list[Features], store: Store) ->
         without_features=frozenset.intersection(*(part.without_features for part in parts)),
         fitted=next((part.fitted for part in parts if part.fitted is not None), None),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        rerank_costs=_summed([part.rerank_costs for part in parts]),
     )
-    if recipe.gives_scores:
+    if recipe.fuses_scores:
         return _fused_scores(base, recipe, parts, weights)
+    if not recipe.needs_vectors:
+        return base
     for part in parts:
         if part.queries is None:
             raise needs_vectors(label, part.label)
@@ -275,6 +226,30 @@ def derived(label: str, recipe: Derived, parts: list[Features], store: Store) ->
         notes=base.notes + pipeline.notes,
         fitted=base.fitted if chosen is None else chosen.to_dict(),
         key=digest_of([base.key, store.fit.seed, None if chosen is None else store.fit_contents]),
+    )
+
+
+def _reranked(features: Features, recipe: Derived) -> Features:
+    """Re-rank what was made; what it is to be fitted on stays as it was."""
+    steps = rerank.parse(recipe.rerank)
+    found = rerank.apply(steps, search_of(features.task, features.queries, features.gallery, features.scores))
+    extra = found.gallery_bytes / len(features.task.gallery)
+    costs = {
+        "rerank_ms_per_query": 1000 * found.query_s / len(features.task.queries),
+        "rerank_offline_s": found.offline_s,
+        "rerank_bytes_per_image": extra,
+    }
+    return dataclasses.replace(
+        features,
+        queries=found.queries,
+        gallery=found.gallery,
+        scores=found.scores,
+        key=digest_of([features.key, [rerank.name_of(step) for step in steps]]),
+        # An augmented vector is no code any more.
+        bytes_per_image=(4.0 * features.dim if found.changes_gallery else features.bytes_per_image) + extra,
+        to_fit=features.to_fit if found.scores is None else None,
+        notes=(*features.notes, *found.notes),
+        rerank_costs=_summed([features.rerank_costs, costs]),
     )
 
 
@@ -343,3 +318,7 @@ def _one_after_another(speeds: list[float]) -> float:
 def _sum(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
+
+
+def _summed(costs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: sum(one.get(key, 0.0) for one in costs) for key in {key: 0 for one in costs for key in one}}

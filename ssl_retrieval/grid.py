@@ -25,9 +25,10 @@ from ssl_retrieval.evaluate import (
     score_features,
     wanted_metrics,
 )
-from ssl_retrieval.features import Derived, Features, derived, extracted, needs_vectors
+from ssl_retrieval.features import Features, derived, extracted, needs_vectors
 from ssl_retrieval.fitting import NothingToFitError
 from ssl_retrieval.pace import Pace
+from ssl_retrieval.recipe import Derived
 from ssl_retrieval.report.files import write_report
 from ssl_retrieval.report.gallery import GalleryQuery, GalleryRow, pick_queries
 from ssl_retrieval.report.page import write_page
@@ -170,12 +171,11 @@ def _check(cfg: CompareConfig) -> None:
 def _check_what_has_vectors(cfg: CompareConfig, models: Mapping[str, Representation]) -> None:
     have_none = {name for name, model in models.items() if getattr(model.extractor, "only_scores", False)}
     for name, recipe in cfg.derived.items():
+        without = [part for part in recipe.of if part in have_none]
+        if without and recipe.needs_vectors:
+            raise needs_vectors(name, without[0])
         if recipe.gives_scores:
             have_none.add(name)
-            continue
-        for part in recipe.of:
-            if part in have_none:
-                raise needs_vectors(name, part)
 
 
 def _check_fit_images(cfg: CompareConfig, models: Mapping[str, Representation], stores: list[Store]) -> None:

@@ -48,18 +48,37 @@ def sift(
     >>> sift(Image.new("RGB", (40, 30), "grey")).shape
     (0, 128)
     """
-    grey = np.asarray(_sized(image.convert("L"), min_side, max_side))
+    small = sized(image.convert("L"), min_side, max_side)
+    return sift_with_places(small, max_keypoints, contrast_threshold)[1]
+
+
+def sift_with_places(
+    image: Image.Image, max_keypoints: int, contrast_threshold: float = 0.04
+) -> tuple[VectorArray, ByteArray]:
+    """Find and describe the strongest keypoints of an image as it is.
+
+    Args:
+        image: Grey.
+        max_keypoints: See `sift`.
+        contrast_threshold: See `sift`.
+
+    Returns:
+        Places in pixels, x before y: float32 [n, 2]; and descriptors as those of `sift`.
+    """
+    nothing = np.empty((0, 2), np.float32), np.empty((0, DIM), np.uint8)
+    grey = np.asarray(image)
     if min(grey.shape) < _LEAST_SIDE:
-        return np.empty((0, DIM), np.uint8)
+        return nothing
     detector = cv2.SIFT.create(nfeatures=max_keypoints, contrastThreshold=contrast_threshold)
     keypoints, descriptors = detector.detectAndCompute(grey, None)
     if descriptors is None:
-        return np.empty((0, DIM), np.uint8)
+        return nothing
     # OpenCV keeps all that are as strong as the last one. A place with several directions has as many equally
     # strong keypoints: their order is settled too.
     order = np.array([(k.angle, k.size, *k.pt, -k.response) for k in keypoints])
     strongest = np.lexsort(order.T)[:max_keypoints]
-    return descriptors[strongest].astype(np.uint8)
+    places = np.array([k.pt for k in keypoints], np.float32)
+    return places[strongest], descriptors[strongest].astype(np.uint8)
 
 
 def root_sift(descriptors: ByteArray) -> VectorArray:
@@ -80,7 +99,8 @@ def root_sift(descriptors: ByteArray) -> VectorArray:
     return np.sqrt(descriptors / np.maximum(sums, 1))
 
 
-def _sized(image: Image.Image, min_side: int, max_side: int) -> Image.Image:
+def sized(image: Image.Image, min_side: int, max_side: int) -> Image.Image:
+    """Resize an image as `sift` does: sides in pixels, proportions kept."""
     width, height = image.size
     scale = min(max(1.0, min_side / min(width, height)), max_side / max(width, height))
     if scale == 1:

@@ -296,7 +296,8 @@ class Report:
             from these, so that differences can be tested query by query.
         pooled: Metrics that are no mean over queries (``uap``): name -> value.
         costs: ``embed_images_per_s``, ``search_queries_per_s``, ``bytes_per_image``, ``peak_rss_mib``,
-            ``train_s``.
+            ``train_s``; re-ranked also ``rerank_ms_per_query``, ``rerank_offline_s`` and
+            ``rerank_bytes_per_image``.
         config: The resolved config that made it.
         versions: Package versions.
         info: The task's level, description, sizes, skipped images.

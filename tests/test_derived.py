@@ -23,13 +23,13 @@ from small_task import (
 )
 from tiny_extractors import ScorerConfig, make
 
-from ssl_retrieval import features as features_module
 from ssl_retrieval import postprocess
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.features import Derived, Features, derived, extracted
+from ssl_retrieval.features import Features, derived, extracted
 from ssl_retrieval.fitting import NothingToFitError
 from ssl_retrieval.fusion import concatenate
 from ssl_retrieval.postprocess import l2_normalize
+from ssl_retrieval.recipe import FUSIONS, Derived
 from ssl_retrieval.store import FitOptions, Store
 from ssl_retrieval.types import ImageSet, Task
 
@@ -296,4 +296,4 @@ def test_recipes_that_can_be() -> None:
         recipe.check("x", ["a", "b"])
     assert not Derived(of=["a"], steps=["l2", "lsh:8"]).learns
     assert Derived(of=["a"], steps=["l2", "itq:8"]).learns
-    assert set(features_module.FUSIONS) == {"concat", "score_sum", "reciprocal_rank"}
+    assert set(FUSIONS) == {"concat", "score_sum", "reciprocal_rank"}

@@ -21,9 +21,10 @@ from small_task import (
 from tiny_extractors import BlindConfig, LearnerConfig, ScorerConfig, make
 
 from ssl_retrieval import store as store_module
-from ssl_retrieval.features import Derived, derived, extracted, similarity_of
+from ssl_retrieval.features import derived, extracted, similarity_of
 from ssl_retrieval.fitting import NothingToFitError
 from ssl_retrieval.postprocess import l2_normalize
+from ssl_retrieval.recipe import Derived
 from ssl_retrieval.store import Shelf, Store
 from ssl_retrieval.types import Task
 

@@ -17,10 +17,10 @@ from ssl_retrieval.report.headline import headline
 from ssl_retrieval.report.numbers import format_count, format_p, format_score
 from ssl_retrieval.report.table import (
     BEST_GROUP_LEGEND,
-    COST_TITLES,
     LEVEL_TITLES,
     Column,
     columns,
+    cost_titles,
     costs,
     fitted_notes,
     fitted_on_queries,
@@ -54,7 +54,7 @@ def write_page(
         columns=shown,
         level_spans=[(level, len(list(of_level))) for level, of_level in groupby(shown, _level_of_column)],
         costs=costs,
-        cost_titles=COST_TITLES,
+        cost_titles=cost_titles(comparison),
         warnings=[*comparison.notes, *fitted_on_queries(comparison)],
         fitted_notes=fitted_notes(comparison),
         cost_keys=list(dict.fromkeys(key for entry in entries for key in entry.report.costs)),

@@ -23,7 +23,9 @@ from ssl_retrieval.report.numbers import NOTHING, format_bounds, format_count, f
 LEVEL_TITLES = {"instance": "instance-level", "category": "category-level"}
 BEST_GROUP_LEGEND = "best of its task, or not significantly different from it (paired test, Holm, 5 %)"
 COST_TITLES = ("dim", "images/s", "bytes/image", "search ms", "peak MiB", "training s")
+RERANK_TITLE = "re-rank ms"
 _WIDE_METRICS = (HEADLINE_METRIC, "hit_rate@1", "ns_score")
+_RERANK_KEY = "rerank_ms_per_query"
 _TASKS_PER_TABLE = 3
 _TASK_NAME_WIDTH = 15
 _SHORT_TITLES = {"hit_rate@1": "hit@1", "ns_score": "NS"}
@@ -68,13 +70,18 @@ def columns(comparison: Comparison) -> list[Column]:
     ]
 
 
+def cost_titles(comparison: Comparison) -> tuple[str, ...]:
+    """Name the columns of `costs`."""
+    return (*COST_TITLES, RERANK_TITLE) if _is_reranked(comparison) else COST_TITLES
+
+
 def costs(comparison: Comparison, name: str) -> list[str]:
     """Give what a representation costs.
 
     Returns:
         Its dimension, images per second, bytes per image, milliseconds of search per query, largest memory
-        while embedding in MiB, and training seconds. Speeds are the median over its tasks; the others are
-        the largest.
+        while embedding in MiB, and training seconds; where anything is re-ranked also the milliseconds of
+        that per query. Speeds are the median over its tasks; the others are the largest.
     """
     entries = comparison.entries(name)
 
@@ -82,6 +89,7 @@ def costs(comparison: Comparison, name: str) -> list[str]:
         values = (entry.report.costs.get(key) for entry in entries)
         return [value for value in values if value is not None and known(value)]
 
+    reranks = over_tasks(_RERANK_KEY)
     speeds, searches = over_tasks("embed_images_per_s"), over_tasks("search_queries_per_s")
     return [
         format_count(max(int(entry.report.representation["dim"]) for entry in entries)),
@@ -90,7 +98,12 @@ def costs(comparison: Comparison, name: str) -> list[str]:
         format_count(1000 / float(np.median(searches)) if searches else None),
         format_count(max(over_tasks("peak_rss_mib"), default=None)),
         format_count(max(over_tasks("train_s"), default=None)),
+        *([format_count(float(np.median(reranks)) if reranks else None)] if _is_reranked(comparison) else []),
     ]
+
+
+def _is_reranked(comparison: Comparison) -> bool:
+    return any(_RERANK_KEY in entry.report.costs for task in comparison.tasks for entry in task.entries)
 
 
 def to_rich(comparison: Comparison) -> Group:
@@ -127,7 +140,7 @@ def _rich_table(comparison: Comparison, by_task: list[tuple[TaskComparison, list
             if shown[0].is_best(entry):
                 cell.stylize("bold green", 0, len(values[0]))
             cells.append(cell.append(f"\n{shown[0].bounds(entry)}", style="dim"))
-        dim, speed, size, _, _, training = costs(comparison, name)
+        dim, speed, size, _, _, training = costs(comparison, name)[: len(COST_TITLES)]
         table.add_row(*cells, f"{dim}\n{size}", f"{speed}\n{training}")
     return table
 
@@ -155,7 +168,7 @@ def to_markdown(comparison: Comparison) -> str:
             bounds = column.bounds(entry)
             row.append(f"{value} [{bounds}]" if bounds else value)
         rows.append(row + costs(comparison, name))
-    titles = [_escape(title) for title in (*header, *COST_TITLES)]
+    titles = [_escape(title) for title in (*header, *cost_titles(comparison))]
     lines = [titles, [":--"] * 2 + ["--:"] * (len(titles) - 2), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     below = [f"**Bold**: {BEST_GROUP_LEGEND}. In brackets: 95 % bootstrap interval over queries."]
