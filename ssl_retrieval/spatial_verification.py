@@ -20,8 +20,8 @@ from ssl_retrieval.types import FloatArray, IntArray, VectorArray
 MODELS = {"affine": 3, "homography": 4}
 """Model -> how many matches it explains whatever they are."""
 
-_THRESHOLD = 8.0
-"""A match is explained if it is mapped to within so many pixels, in images of some hundred to 1024 pixels."""
+_THRESHOLD = 5.0
+"""A match is explained if it is mapped to within so many pixels; long sides have at most 1024."""
 
 _KEPT_IMAGES = 4096
 _CONFIDENCE = 0.999

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_retrieval.search import global_positive_counts, relevant_ranks, top_k
-from ssl_retrieval.similarity import Cosine, Rows
+from ssl_retrieval.similarity import Cosine, Listed, Rows
 from ssl_retrieval.types import IntArray, VectorArray
 
 
@@ -108,3 +108,44 @@ def test_scores_that_are_no_numbers_are_an_error_of_ours() -> None:
     broken = Cosine(np.full((1, 2), np.nan, np.float32), np.ones((3, 2), np.float32))
     with pytest.raises(AssertionError):
         top_k(broken, None, 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    problem=problems,
+    width=st.integers(0, 30),
+    scale=st.sampled_from([1e-9, 1.0, 1e4]),
+    seed=st.integers(0, 99),
+)
+def test_what_is_listed_comes_first_in_its_order_and_the_rest_in_the_old_one(
+    problem: Problem, width: int, scale: float, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    base = Cosine(problem.queries, problem.gallery)
+    old = base.scores(slice(0, base.num_queries))
+    count = base.num_gallery
+    width = min(width, count)
+    indices = np.full((base.num_queries, width), -1, np.int64)
+    scores = np.zeros((base.num_queries, width))
+    expected = []
+    for row in range(base.num_queries):
+        listed = generator.permutation(count)[: generator.integers(0, width + 1)].tolist()
+        values = -np.sort(-scale * generator.integers(0, 5, len(listed)).astype(np.float64))
+        indices[row, : len(listed)] = listed
+        scores[row, : len(listed)] = values
+        rest = np.setdiff1d(np.arange(count), listed)
+        order = np.argsort(-old[row, rest], kind="stable")
+        first = [item for _, item in sorted(zip(-values, listed, strict=True))]
+        expected.append(first + rest[order].tolist())
+    found = Listed.of(base, indices, scores)
+    assert top_k(found, None, count).indices.tolist() == expected
+    whole = found.scores(slice(0, base.num_queries))
+    for row in range(base.num_queries):
+        np.testing.assert_array_equal(found.scores(slice(row, row + 1))[0], whole[row])
+
+
+def test_listed_scores_can_be_compared_across_queries() -> None:
+    base = Cosine(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
+    found = Listed.of(base, np.array([[1], [0]]), np.array([[0.5], [0.25]])).scores(slice(0, 2))
+    assert found[0, 1] - found[1, 0] == pytest.approx(0.25)
+    assert found[0, 1] > found[1, 0] > base.scores(slice(0, 2)).max()
