@@ -200,7 +200,10 @@ def test_interpolation_to_a_missing_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "needed"),
     [
-        ("data.name=foldr", ["dataset 'foldr'; did you mean 'folder'", "cifar10, emoji, folder", "ukbench"]),
+        (
+            "data.name=foldr",
+            ["dataset 'foldr'; did you mean 'folder'", "(known: cifar10, ", ", folder, ", "ukbench"],
+        ),
         ("data.name=zzzz", ["unknown dataset 'zzzz' (known: cifar10"]),
         (
             "model.name=pixel",
