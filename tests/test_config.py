@@ -202,7 +202,7 @@ def test_interpolation_to_a_missing_value(tmp_path: Path) -> None:
     [
         (
             "data.name=foldr",
-            ["dataset 'foldr'; did you mean 'folder'", "(known: cifar10, ", ", folder, ", "ukbench"],
+            ["dataset 'foldr'; did you mean 'folder'", ", folder, ", "ukbench)"],
         ),
         ("data.name=zzzz", ["unknown dataset 'zzzz' (known: cifar10"]),
         (
