@@ -6,10 +6,12 @@ here is judged by one fixed limit alone: what counts is the network's own start,
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from ssl_retrieval.augment import Noise, View
 from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.types import FloatArray, IntArray, VectorArray
 
@@ -224,13 +226,14 @@ def kind_of_trouble(signals: Signals, start: Signals) -> str | None:
     return "shrinking" if signals.effective_rank < start.effective_rank / 2 else "worse"
 
 
-def diagnose(signals: Signals, start: Signals, advice: str) -> str | None:
+def diagnose(signals: Signals, start: Signals, advice: str, views: str = "") -> str | None:
     """Say in plain words what is wrong with embeddings and what to try.
 
     Args:
         signals: Now.
         start: Before training; the very same object at the start itself.
         advice: What to try with this method.
+        views: What to try with its views where search gets worse without a collapse; empty = nothing.
 
     Returns:
         One line, or None when nothing is wrong.
@@ -250,10 +253,17 @@ def diagnose(signals: Signals, start: Signals, advice: str) -> str | None:
     }[kind]
     if signals is start:
         return f"{words}, before any training: check that the images differ, and model.weights"
-    if kind == "worse":
+    if kind == "worse" and views:
         # Views that throw away what tells the images apart do this without any collapse.
-        advice = f"method.augment.jitter=0 method.augment.grayscale=0 where colour matters, {advice}"
+        advice = f"{views}, {advice}"
     return f"{words}; try {advice}"
+
+
+def colour_advice(views: Iterable[View | Noise]) -> str:
+    """Say what to try with a method's views that change colours; empty = none of them does."""
+    if not any(isinstance(view, View) and (view.augment.jitter or view.augment.grayscale) for view in views):
+        return ""
+    return "method.augment.jitter=0 method.augment.grayscale=0 where colour matters"
 
 
 def _units(vectors: VectorArray) -> FloatArray:

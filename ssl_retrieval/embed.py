@@ -108,7 +108,7 @@ def run_embed(cfg: EmbedConfig) -> Path:
     require_writable(folder)
     representation = Representation.make(cfg.model.name, cfg.model, devices.pick(cfg.device))
     if learning.learns(representation):
-        source = images_of_section(cfg.fit) or image_set
+        source = image_set if cfg.fit is None else images_of_section(cfg.fit)
         learning.teach(
             representation,
             source,

@@ -144,7 +144,8 @@ def evaluate(cfg: EvaluateConfig) -> Report:
 
 def fit_options(cfg: Any) -> FitOptions:
     """Read ``fit``, ``fit_limit``, ``fit_on_test`` and ``seed`` of a config."""
-    return FitOptions(images_of_section(cfg.fit), cfg.fit_limit, cfg.fit_on_test, cfg.seed)
+    images = None if cfg.fit is None else images_of_section(cfg.fit)
+    return FitOptions(images, cfg.fit_limit, cfg.fit_on_test, cfg.seed)
 
 
 def load_task(data: Any, options: ProtocolOptions) -> Task:

@@ -321,4 +321,5 @@ def _sum(values: list[float | None]) -> float | None:
 
 
 def _summed(costs: list[dict[str, float]]) -> dict[str, float]:
-    return {key: sum(one.get(key, 0.0) for one in costs) for key in {key: 0 for one in costs for key in one}}
+    names = dict.fromkeys(key for one in costs for key in one)
+    return {key: sum(one.get(key, 0.0) for one in costs) for key in names}

@@ -92,14 +92,12 @@ def _files(images: ImageSet) -> set[str]:
     return {str(root / path) for path in images.paths}
 
 
-def images_of_section(section: Any) -> ImageSet | None:
-    """List the images of a config's ``fit`` section; None where there is none.
+def images_of_section(section: Any) -> ImageSet:
+    """List the images of a config's ``fit`` section.
 
     Raises:
         UserError: Wrong data; the line names the keys of this section.
     """
-    if section is None:
-        return None
     try:
         images: ImageSet = plugins.find("dataset", section.name).images(section)
     except UserError as error:

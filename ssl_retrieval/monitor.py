@@ -163,6 +163,7 @@ class Monitor:
         validation: Any,
         seed: int,
         advice: str,
+        views: str = "",
     ) -> None:
         """Choose and decode what is searched; with a monitor that is off, nothing.
 
@@ -175,12 +176,14 @@ class Monitor:
             validation: A dataset's filled config section; None = no labels.
             seed: The run's seed.
             advice: What to try when embeddings collapse, in words.
+            views: What to try with the views when search gets worse all the same; empty = nothing.
 
         Raises:
             UserError: A mistake in the config, or a validation task that cannot be scored.
         """
         cfg.check()
-        self.cfg, self.spec, self.device, self.advice = cfg, spec, device, advice
+        self.cfg, self.spec, self.device = cfg, spec, device
+        self.advice, self.views = advice, views
         self.key = "self_mAP" if validation is None else "val_mAP"
         self.start: collapse.Signals | None = None
         self.trouble: str | None = None
@@ -240,7 +243,7 @@ class Monitor:
             self.start = signals
         values = scores | {name: getattr(signals, name) for name in SIGNALS}
         kind = collapse.kind_of_trouble(signals, self.start)
-        return self._result(kind, values, collapse.diagnose(signals, self.start, self.advice))
+        return self._result(kind, values, collapse.diagnose(signals, self.start, self.advice, self.views))
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs for the same words, as plain values."""

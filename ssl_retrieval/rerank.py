@@ -156,7 +156,7 @@ class Diffusion(_Step):
             time.perf_counter() - middle,
             uses_gallery=True,
             scores=scores,
-            gallery_bytes=search.gallery_bytes + graph.num_bytes,
+            gallery_bytes=graph.num_bytes,
         )
 
 
@@ -183,7 +183,7 @@ class KReciprocal(_Step):
             time.perf_counter() - middle,
             uses_gallery=True,
             scores=scores,
-            gallery_bytes=search.gallery_bytes + encoded.num_bytes,
+            gallery_bytes=encoded.num_bytes,
         )
 
 
@@ -230,7 +230,7 @@ class SpatialVerification(_Step):
             found.gallery_s * whole_gallery,
             found.query_s,
             scores=found.similarity,
-            gallery_bytes=search.gallery_bytes + found.gallery_bytes * whole_gallery,
+            gallery_bytes=found.gallery_bytes * whole_gallery,
         )
 
 

@@ -53,7 +53,14 @@ class Search:
         return self.queries, self.gallery
 
     def after(
-        self, name: str, offline_s: float, query_s: float, *, uses_gallery: bool = False, **made: object
+        self,
+        name: str,
+        offline_s: float,
+        query_s: float,
+        *,
+        gallery_bytes: float = 0.0,
+        uses_gallery: bool = False,
+        **made: object,
     ) -> "Search":
         """Give the search after a step.
 
@@ -61,6 +68,7 @@ class Search:
             name: Of the step.
             offline_s: Seconds that it spent on the gallery.
             query_s: Seconds that it spent on queries.
+            gallery_bytes: What it keeps of the gallery.
             uses_gallery: Whether it compared gallery images with each other.
             made: Fields that are new.
         """
@@ -73,6 +81,7 @@ class Search:
             self,
             offline_s=self.offline_s + offline_s,
             query_s=self.query_s + query_s,
+            gallery_bytes=self.gallery_bytes + gallery_bytes,
             notes=(*self.notes, note) if uses_gallery and num_own else self.notes,
             **made,  # type: ignore[arg-type]
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_retrieval import (
     checkpoint,
+    collapse,
     compiling,
     config,
     devices,
@@ -262,6 +263,7 @@ class _Run:
             validation=self.cfg.validation,
             seed=self.cfg.seed,
             advice=self.method.advice,
+            views=collapse.colour_advice(self.method.views(self.cfg.model.image_size)),
         )
 
     def _watch(self, log: RunLog) -> None:

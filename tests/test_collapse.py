@@ -9,6 +9,7 @@ import torch
 from lightly.utils.debug import std_of_l2_normalized
 
 from ssl_retrieval import collapse
+from ssl_retrieval.augment import Augment, Noise, View
 from ssl_retrieval.collapse import Signals
 from ssl_retrieval.types import VectorArray
 
@@ -164,11 +165,17 @@ def test_lost_directions_and_falling_search_are_named_together() -> None:
 
 
 def test_falling_search_alone_is_no_claim_of_collapse() -> None:
-    words = collapse.diagnose(now(std=0.59, effective_rank=86, retrieval=0.23), START, ADVICE)
+    colour = collapse.colour_advice([View(Augment(), 32)])
+    worse = now(std=0.59, effective_rank=86, retrieval=0.23)
+    words = collapse.diagnose(worse, START, ADVICE, colour)
     assert words is not None
     assert "collapse" not in words
     assert words.startswith("search gets worse by training (self_mAP 0.340 at the start, now 0.230)")
     assert "method.augment.jitter=0" in words, "views may throw away what tells the images apart"
+    grey = collapse.colour_advice([View(Augment(jitter=0.0, grayscale=0.0), 32), Noise(4)])
+    without_colour = collapse.diagnose(worse, START, ADVICE, grey)
+    assert without_colour is not None
+    assert "jitter" not in without_colour, "they do not change colours"
 
 
 @pytest.mark.parametrize("retrieval", [0.31, 0.34])

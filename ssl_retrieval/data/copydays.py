@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from ssl_retrieval.data import distractors
-from ssl_retrieval.data.base import DataConfig, check, existing_folder, nearby
-from ssl_retrieval.data.published import by_stem, require
+from ssl_retrieval.data.base import DataConfig, check, existing_folder
+from ssl_retrieval.data.published import in_part, require
 from ssl_retrieval.data.tasks import NO_GROUP, task_from_groups
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import ImageSet, IntArray, Task
@@ -54,13 +54,8 @@ def load(cfg: Config) -> Task:
     if Path(cfg.queries) == Path(cfg.original):
         raise UserError(f"data.queries={cfg.queries!r} are the originals: give a folder of altered photos")
     queries = _part(gallery.root, cfg.queries)
-    groups = _groups(gallery)
-    require(
-        (f"{group}00" for group in _groups(queries).tolist()),
-        (f"{group}00" for group in groups.tolist()),
-        gallery.root / cfg.original,
-    )
-    query_groups = _groups(queries)
+    query_groups, groups = _groups(queries), _groups(gallery)
+    require(_originals(query_groups), _originals(groups), gallery.root / cfg.original)
     queries, gallery, count = distractors.add(cfg.distractors, queries, gallery)
     return task_from_groups(
         name=f"copydays-{cfg.queries.strip('/').replace('/', '-')}{distractors.in_name(count)}",
@@ -86,14 +81,15 @@ def images(cfg: Config) -> ImageSet:
 
 
 def _part(root: Path, folder: str) -> ImageSet:
-    if not (root / folder).is_dir():
-        found = nearby(root, folder)
-        hint = f"try data.root={found}" if found else "unpack each archive into a folder of its own"
-        raise UserError(f"no folder {folder!r} in {str(root)!r}: {hint}")
-    paths = [path for name, path in by_stem(root / folder).items() if re.fullmatch(r"\d{6}", name)]
+    found = in_part(root, folder, "unpack each archive into a folder of its own")
+    paths = tuple(path for name, path in found.items() if re.fullmatch(r"\d{6}", name))
     if not paths:
         raise UserError(f"no photo named 200000.jpg, ... in {str(root / folder)!r}: check data.root")
-    return ImageSet(root, tuple((Path(folder) / path).as_posix() for path in paths))
+    return ImageSet(root, paths)
+
+
+def _originals(groups: IntArray) -> list[str]:
+    return [f"{group}00" for group in groups.tolist()]
 
 
 def _groups(images_: ImageSet) -> IntArray:

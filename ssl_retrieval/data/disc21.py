@@ -20,9 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_retrieval.data.base import DataConfig, check, existing_folder, nearby
-from ssl_retrieval.data.published import by_stem, ground_truth_file, indices_of, require, table
-from ssl_retrieval.errors import UserError
+from ssl_retrieval.data.base import DataConfig, check, existing_folder
+from ssl_retrieval.data.published import ground_truth_file, in_part, indices_of, require, table
 from ssl_retrieval.types import ImageSet, Task
 
 
@@ -107,8 +106,4 @@ def _root(cfg: Config) -> Path:
 
 
 def _part(root: Path, folder: str) -> dict[str, str]:
-    if not (root / folder).is_dir():
-        found = nearby(root, folder)
-        hint = f"try data.root={found}" if found else "unpack that part there"
-        raise UserError(f"no folder {folder!r} in {str(root)!r}: {hint}")
-    return {name: (Path(folder) / path).as_posix() for name, path in by_stem(root / folder).items()}
+    return in_part(root, folder, "unpack that part there")

@@ -56,6 +56,27 @@ def by_stem(root: Path) -> dict[str, str]:
     return found
 
 
+def in_part(root: Path, folder: str, advice: str) -> dict[str, str]:
+    """Find the images of one part of a dataset, which is a folder of its own.
+
+    Args:
+        root: The dataset's folder.
+        folder: The part, below ``root``.
+        advice: What to do when it is not there, nor nearby.
+
+    Returns:
+        As `by_stem`, with paths relative to ``root``.
+
+    Raises:
+        UserError: There is no such folder, or two images in it have the same name.
+    """
+    if not (root / folder).is_dir():
+        found = nearby(root, folder)
+        hint = f"try data.root={found}" if found else advice
+        raise UserError(f"no folder {folder!r} in {str(root)!r}: {hint}")
+    return {name: (Path(folder) / path).as_posix() for name, path in by_stem(root / folder).items()}
+
+
 def require(names: Iterable[str], there: Iterable[str], root: Path) -> None:
     """Insist that all images that a ground truth names are there.
 
@@ -70,10 +91,9 @@ def require(names: Iterable[str], there: Iterable[str], root: Path) -> None:
     Raises:
         UserError: Some are missing; the first three are named.
     """
-    wanted = dict.fromkeys(names)
-    missing = [*dict.fromkeys(wanted.keys() - set(there))]
+    wanted = set(names)
+    missing = sorted(wanted.difference(there))
     if missing:
-        missing.sort()
         raise UserError(
             f"{len(missing)} of {len(wanted)} images that the ground truth names are not in {str(root)!r} "
             f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}): unpack all parts of the "

@@ -197,7 +197,8 @@ def fitted_notes(comparison: Comparison) -> list[str]:
     notes = []
     for (text, together), task_names in tasks_of.items():
         who = named.get(together, "; ".join(together))
-        named.setdefault(together, f"the same {len(together)}" if len(together) > 2 else who)
+        others = f"{together[0]} and the {len(together) - 1} named with it"
+        named.setdefault(together, others if len(together) > 2 else who)
         notes.append(f"{who}: {text} ({', '.join(task_names)}).")
     return notes
 
