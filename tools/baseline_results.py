@@ -138,7 +138,7 @@ def main() -> None:
         parts += [
             "## Memory of each extractor",
             "The peak MiB of the tables above is that of one process which keeps all rungs; here every "
-            "extractor has a process of its own, which embeds 200 photos (imports and network included; "
+            "extractor has a process of its own, which embeds a few hundred photos (imports and network included; "
             "benchmarks/extractor_memory.py).",
             "\n".join(table),
         ]
