@@ -138,8 +138,8 @@ def main() -> None:
         parts += [
             "## Memory of each extractor",
             "The peak MiB of the tables above is that of one process which keeps all rungs; here every "
-            "extractor has a process of its own, which embeds a few hundred photos (imports and network included; "
-            "benchmarks/extractor_memory.py).",
+            "extractor has a process of its own, which embeds a few hundred photos (imports and network "
+            "included; benchmarks/extractor_memory.py).",
             "\n".join(table),
         ]
     (DOCS / "baseline_results.md").write_text("\n\n".join(parts) + "\n", "utf-8")
