@@ -52,6 +52,7 @@ LAYERS = {
     "codes_faiss": 2,
     "config": 2,
     "data": 2,
+    "copy_transformations": 1,
     "defaults": 2,
     "embedding_files": 2,
     "embedding_parts": 2,

@@ -1,10 +1,9 @@
 """Images that are only in the way: they join a gallery and match nothing."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 from ssl_retrieval.data.base import existing_folder
+from ssl_retrieval.data.common_root import common_root, paths_below
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import list_images
 from ssl_retrieval.types import ImageSet
@@ -29,10 +28,10 @@ def add(folder: str, queries: ImageSet, gallery: ImageSet) -> tuple[ImageSet, Im
         return queries, gallery, 0
     assert queries.root == gallery.root
     extra = existing_folder("data.distractors", folder)
-    root = _common_root(gallery.root, extra)
-    queries = replace(queries, root=root, paths=_below(root, queries))
-    gallery_paths = _below(root, gallery)
-    extra_paths = _below(root, ImageSet(extra, tuple(list_images(extra))))
+    root = common_root(gallery.root, extra, "data.distractors")
+    queries = replace(queries, root=root, paths=paths_below(root, queries))
+    gallery_paths = paths_below(root, gallery)
+    extra_paths = paths_below(root, ImageSet(extra, tuple(list_images(extra))))
     both = {*gallery_paths, *queries.paths}.intersection(extra_paths)
     if both:
         raise UserError(
@@ -58,18 +57,3 @@ def in_name(count: int) -> str:
     ('-3-distractors', '')
     """
     return f"-{count}-distractors" if count else ""
-
-
-def _common_root(first: Path, second: Path) -> Path:
-    try:
-        return Path(os.path.commonpath([first.resolve(), second.resolve()]))
-    except ValueError:
-        raise UserError(
-            f"data.root={str(first)!r} and data.distractors={str(second)!r} share no parent folder: "
-            "put both on one drive"
-        ) from None
-
-
-def _below(root: Path, images: ImageSet) -> tuple[str, ...]:
-    prefix = images.root.resolve().relative_to(root)
-    return tuple((prefix / path).as_posix() for path in images.paths)
