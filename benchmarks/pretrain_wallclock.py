@@ -21,7 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_retrieval import checkpoint, config, devices, feed, memory, metrics, optim, plugins, precision
+from ssl_retrieval import checkpoint, config, devices, feed, memory, metrics_knn, optim, plugins, precision
 from ssl_retrieval.augment import Output
 from ssl_retrieval.evaluate import ProtocolOptions, load_task, score
 from ssl_retrieval.representation import Representation
@@ -57,7 +57,9 @@ def knn(file: Path, args: argparse.Namespace) -> float:
     ranking = top_k(result.similarity, None, min(200, len(task.gallery)), device=args.device)
     assert task.queries.labels is not None
     assert task.gallery.labels is not None
-    votes = metrics.knn_accuracy(ranking, task.queries.labels, task.gallery.labels, k=200, temperature=0.1)
+    votes = metrics_knn.knn_accuracy(
+        ranking, task.queries.labels, task.gallery.labels, k=200, temperature=0.1
+    )
     return 100 * float(votes.mean())
 
 

@@ -3,38 +3,26 @@
 import dataclasses
 import importlib.metadata
 import platform
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ssl_retrieval import config, devices, metrics, plugins, postprocess, rerank
+from ssl_retrieval import config, devices, measuring, plugins, postprocess, rerank
 from ssl_retrieval.atomic import require_writable
 from ssl_retrieval.config import plugin
 from ssl_retrieval.data.tasks import require_positives
 from ssl_retrieval.embed import EmbedOptions
-from ssl_retrieval.errors import UserError
 from ssl_retrieval.features import Features, derived, extracted, needs_vectors
 from ssl_retrieval.fitting import images_of_section
 from ssl_retrieval.recipe import Derived
 from ssl_retrieval.report.files import write_report
 from ssl_retrieval.representation import Representation, check_label
-from ssl_retrieval.search import RelevantRanks, global_positive_counts, relevant_ranks, top_k
 from ssl_retrieval.similarity import Similarity
 from ssl_retrieval.store import FitOptions, Store
 from ssl_retrieval.types import Report, Task, digest_of
-
-HEADLINE = "mAP"
-KNN = "knn@20"
-KNN_K = 20
-SPEED_K = 100
-"""Results per query when search speed is measured."""
-
-_NO_RANKS = RelevantRanks(*[np.empty((0, 0), np.int64)] * 3, *[np.empty(0, np.int64)] * 2)
 
 
 @dataclass
@@ -171,9 +159,9 @@ def wanted_metrics(task: Task, names: Sequence[str]) -> list[str]:
     Raises:
         UserError: An unknown metric, or one that the task cannot have.
     """
-    wanted = list(dict.fromkeys([HEADLINE, *names])) if names else _fitting(task)
+    wanted = list(dict.fromkeys([measuring.HEADLINE, *names])) if names else measuring.customary(task)
     for name in wanted:
-        _check_metric(name, task)
+        measuring.check(name, task)
     return wanted
 
 
@@ -223,7 +211,7 @@ def score_features(
     """
     kept = features.task
     require_positives(kept)
-    per_query, pooled, queries_per_s, num_tied = _measure(features, wanted, device)
+    measured = measuring.measure(features, wanted, device)
     report = Report(
         task=kept.name,
         representation={
@@ -236,11 +224,11 @@ def score_features(
         },
         protocol=kept.protocol.to_dict(),
         query_ids=kept.queries.paths,
-        per_query=per_query,
-        pooled=pooled,
+        per_query=measured.per_query,
+        pooled=measured.pooled,
         costs={
             "embed_images_per_s": features.images_per_s,
-            "search_queries_per_s": queries_per_s,
+            "search_queries_per_s": measured.queries_per_s,
             "bytes_per_image": features.bytes_per_image,
             "peak_rss_mib": features.peak_rss_mib,
             "train_s": features.train_s,
@@ -254,60 +242,15 @@ def score_features(
             "num_queries": len(kept.queries),
             "num_gallery": len(kept.gallery),
             "num_queries_without_positives": len(kept.queries) - kept.num_queries_with_positives,
-            "num_queries_with_ties": num_tied,
+            "num_queries_with_ties": measured.num_tied_queries,
+            "tie_band": {measuring.HEADLINE: list(measured.tie_band)},
             "num_images_without_features": len(features.without_features),
             "gallery_digest": digest_of(list(kept.gallery.paths)),
             "skipped": [list(item) for item in features.skipped],
         },
+        query_classes=measuring.classes_of_queries(kept),
     )
     return Scored(report, kept, features.similarity)
-
-
-def _measure(
-    features: Features, wanted: Sequence[str], device: str | torch.device
-) -> tuple[dict[str, Any], dict[str, float], float, int]:
-    task = features.task
-    if features.scores is None:
-        assert features.queries is not None
-        sides: tuple[Any, Any] = features.queries, features.gallery
-    else:
-        sides = features.scores, None
-    start = time.perf_counter()
-    nearest = top_k(*sides, min(SPEED_K, len(task.gallery)), task.ignored, device)
-    queries_per_s = len(task.queries) / (time.perf_counter() - start)
-    ranks = relevant_ranks(*sides, task.relevant, task.ignored, device)
-    per_query, pooled = {}, {}
-    for name in wanted:
-        if name == "uap":
-            pooled[name] = metrics.uap(global_positive_counts(*sides, task.relevant, task.ignored, device))
-        elif name == KNN:
-            assert task.queries.labels is not None
-            assert task.gallery.labels is not None
-            per_query[name] = metrics.knn_accuracy(nearest, task.queries.labels, task.gallery.labels, k=KNN_K)
-        elif name == "ns_score" and task.protocol.self_match == "ignored":
-            # The score counts the query itself, which comes first; the other three ranks are left.
-            per_query[name] = 1 + 3 * metrics.compute("precision@3", ranks)
-        else:
-            per_query[name] = metrics.compute(name, ranks)
-    return per_query, pooled, queries_per_s, ranks.num_tied_queries
-
-
-def _fitting(task: Task) -> list[str]:
-    names = [*metrics.DEFAULT_METRICS, *task.metrics]
-    if task.level == "instance":
-        names.append("uap")
-    elif task.queries.labels is not None and task.gallery.labels is not None:
-        names.append(KNN)
-    return list(dict.fromkeys(names))
-
-
-def _check_metric(name: str, task: Task) -> None:
-    """Refuse a metric before anything is embedded for it."""
-    if name == KNN:
-        if task.queries.labels is None or task.gallery.labels is None:
-            raise UserError(f"metric {name!r} needs labels, and task {task.name!r} has none: leave it out")
-    elif name != "uap":
-        metrics.compute(name, _NO_RANKS)
 
 
 def versions() -> dict[str, str]:

@@ -11,13 +11,12 @@ item that was never found has no rank but counts in ``num_relevant``.
 import difflib
 import re
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.search import GlobalCounts, RelevantRanks
-from ssl_retrieval.types import FloatArray, IntArray, Ranking
+from ssl_retrieval.search import RelevantRanks
+from ssl_retrieval.types import FloatArray, IntArray
 
 DEFAULT_METRICS = (
     "mAP",
@@ -87,6 +86,37 @@ def precision_at_k(ranks: IntArray, num_relevant: IntArray, num_candidates: IntA
     return _divide(_hits_within(ranks, k), np.where(num_relevant > 0, k, 0))
 
 
+def precision_revisited_at_k(
+    ranks: IntArray, num_relevant: IntArray, num_candidates: IntArray, k: int
+) -> FloatArray:
+    """``precision_revisited@k``: precision@k, with k shrunk to the rank of the last relevant item.
+
+    The mP@k of ROxford and RParis (revisitop's ``evaluate.py``): a query whose relevant items all come first
+    scores 1 however few they are. Not comparable with ``precision@k``, which it never falls below. A
+    relevant item that was never found counts as ranked beyond k.
+
+    >>> precision_revisited_at_k(np.array([[1, 3]]), np.array([2]), np.array([50]), k=10).round(4)
+    array([0.6667])
+    """
+    last = np.where((ranks > 0).sum(axis=1) < num_relevant, k, ranks.max(axis=1, initial=0))
+    return _divide(_hits_within(ranks, k), np.where(num_relevant > 0, np.minimum(last, k), 0))
+
+
+def precision_modified_at_k(
+    ranks: IntArray, num_relevant: IntArray, num_candidates: IntArray, k: int
+) -> FloatArray:
+    """``mMP@k``: the share of relevant items in the top m, where m is min(num_relevant, k).
+
+    The mMP@5 of UnED (Ypsilantis et al., ICCV 2023) and of the Google Universal Image Embedding Challenge,
+    whose sum ends at m too: with fewer relevant items than k it is ``r_precision``.
+
+    >>> precision_modified_at_k(np.array([[1, 3]]), np.array([2]), np.array([50]), k=5)
+    array([0.5])
+    """
+    depth = np.minimum(num_relevant, k)
+    return _divide(((ranks > 0) & (ranks <= depth[:, None])).sum(axis=1), depth)
+
+
 def recall_at_k(ranks: IntArray, num_relevant: IntArray, num_candidates: IntArray, k: int) -> FloatArray:
     """``recall@k``, information retrieval's: relevant items in the top k, over all relevant items.
 
@@ -142,22 +172,29 @@ FULL: dict[str, Callable[[IntArray, IntArray, IntArray], FloatArray]] = {
 AT_K: dict[str, Callable[[IntArray, IntArray, IntArray, int], FloatArray]] = {
     "mAP": average_precision_at_k,
     "precision": precision_at_k,
+    "precision_revisited": precision_revisited_at_k,
+    "mMP": precision_modified_at_k,
     "recall": recall_at_k,
     "hit_rate": hit_rate_at_k,
     "ndcg": ndcg_at_k,
 }
 
 
-def compute(
-    name: str, ranks: RelevantRanks, ties: Literal["gallery_index", "best", "worst"] = "gallery_index"
-) -> FloatArray:
+TIES = ("best", "worst")
+"""Endings of a name: the value if every relevant item wins, or loses, its ties against items that are not."""
+
+ELSEWHERE = ("gap", "knn@k", "recall_at_p90", "uap")
+"""Metrics that need more than ranks, for the hint at the nearest name; see `measuring`."""
+
+
+def compute(name: str, ranks: RelevantRanks) -> FloatArray:
     """Compute a metric by name.
 
     Args:
-        name: ``mAP``, ``mAP_trapezoid``, ``mAP@R``, ``r_precision``, ``mrr``, ``ns_score``, or one of
-            ``mAP``, ``precision``, ``recall``, ``hit_rate``, ``ndcg`` with ``@`` and a cut-off.
+        name: One of ``FULL``, or one of ``AT_K`` with ``@`` and a cut-off. Equal scores are ordered by
+            gallery index; a name with ``_best`` or ``_worst`` behind it gives an end of the band that ties
+            leave open, e.g. ``mAP_worst`` or ``hit_rate@1_best``.
         ranks: Where the relevant items landed.
-        ties: How equal scores are ordered; ``best`` and ``worst`` give the band that ties leave open.
 
     Returns:
         float64 [Q], NaN where a query has no relevant item.
@@ -165,8 +202,11 @@ def compute(
     Raises:
         UserError: No metric has this name.
     """
-    metric = _find(name)
-    table = {"gallery_index": ranks.ranks, "best": ranks.best_ranks, "worst": ranks.worst_ranks}[ties]
+    base, _, ending = name.rpartition("_")
+    if ending not in TIES:
+        base, ending = name, ""
+    metric = _find(base)
+    table = {"": ranks.ranks, "best": ranks.best_ranks, "worst": ranks.worst_ranks}[ending]
     num_queries, width = table.shape
     values = np.empty(num_queries)
     step = max(1, CHUNK_ENTRIES // max(1, width))
@@ -176,58 +216,6 @@ def compute(
     return values
 
 
-def uap(counts: GlobalCounts) -> float:
-    """Micro average precision (uAP, GAP): the AP of one global ranking of all query-candidate pairs.
-
-    Precision at each relevant pair's score, where pairs with that score all count, averaged over all
-    relevant pairs. NaN when there is none.
-    """
-    if len(counts.num_relevant) == 0:
-        return np.nan
-    precision = counts.num_relevant / counts.num_candidates
-    new_relevant = np.diff(counts.num_relevant, prepend=0)
-    return float((precision * new_relevant).sum() / counts.num_relevant[-1])
-
-
-def knn_accuracy(
-    ranking: Ranking,
-    query_labels: IntArray,
-    gallery_labels: IntArray,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> FloatArray:
-    """Classify each query by its neighbours' weighted vote, the protocol known from DINO.
-
-    Each of the top k votes for its class with weight exp(score / temperature); equal votes go to the lower
-    class index.
-
-    Args:
-        ranking: At least k wide, or as wide as the gallery.
-        query_labels: int64 [Q].
-        gallery_labels: int64 [N].
-        k: How many neighbours vote.
-        temperature: Lower = the nearest count for more.
-
-    Returns:
-        float64 [Q]: 1 where the vote is the query's class, 0 where not, NaN where no neighbour exists.
-    """
-    assert ranking.indices.shape[1] >= min(k, len(gallery_labels))
-    indices, scores = ranking.indices[:, :k], ranking.scores[:, :k].astype(np.float64)
-    correct = np.full(len(indices), np.nan)
-    num_classes = int(gallery_labels.max(initial=0)) + 1
-    step = max(1, CHUNK_ENTRIES // max(num_classes, k))
-    voted = np.flatnonzero(indices[:, 0] >= 0)
-    for start in range(0, len(voted), step):
-        rows = voted[start : start + step]
-        # Relative to the best, so that no weight overflows; a padded place weighs exp(-inf) = 0.
-        weights = np.exp((scores[rows] - scores[rows, :1]) / temperature)
-        cells = np.arange(len(rows))[:, None] * num_classes + gallery_labels[indices[rows]]
-        votes = np.bincount(cells.ravel(), weights.ravel(), minlength=len(rows) * num_classes)
-        winner = votes.reshape(len(rows), num_classes).argmax(axis=1)
-        correct[rows] = winner == query_labels[rows]
-    return correct
-
-
 def _find(name: str) -> Callable[[IntArray, IntArray, IntArray], FloatArray]:
     if name in FULL:
         return FULL[name]
@@ -235,7 +223,8 @@ def _find(name: str) -> Callable[[IntArray, IntArray, IntArray], FloatArray]:
     if match and match[1] in AT_K:
         metric, k = AT_K[match[1]], int(match[2])
         return lambda ranks, num_relevant, num_candidates: metric(ranks, num_relevant, num_candidates, k)
-    known = {known_name.lower(): known_name for known_name in [*FULL, *(f"{stem}@k" for stem in AT_K)]}
+    names = [*FULL, *(f"{stem}@k" for stem in AT_K), *ELSEWHERE]
+    known = {known_name.lower(): known_name for known_name in names}
     wanted = re.sub(r"@[-\d.]*$", "@k", name.lower())
     nearest = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5) or sorted(known)
     listed = ", ".join(known[key] for key in nearest)

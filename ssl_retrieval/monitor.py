@@ -23,6 +23,7 @@ from ssl_retrieval.console import say
 from ssl_retrieval.data.tasks import answerable, require_positives, subsample
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import report_skipped
+from ssl_retrieval.metrics_knn import knn_accuracy
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.packing import Packed, pack
 from ssl_retrieval.postprocess import l2_normalize
@@ -306,7 +307,7 @@ class Monitor:
         found = [metrics.compute("mAP", ranks), metrics.compute("hit_rate@1", ranks)]
         if probe.labels is not None:
             nearest = top_k(queries, gallery, min(KNN_K, len(gallery)), probe.ignored, self.device)
-            found.append(metrics.knn_accuracy(nearest, *probe.labels, k=KNN_K))
+            found.append(knn_accuracy(nearest, *probe.labels, k=KNN_K))
         return {name: float(values.mean()) for name, values in zip(probe.names, found, strict=True)}
 
 

@@ -14,6 +14,7 @@ from ssl_retrieval.errors import UserError
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 VectorArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 Choices = dict[str, tuple[Any, str]]
 """Dotted key of a config -> the value chosen for it, and the reason in words."""
@@ -294,13 +295,14 @@ class Report:
         query_ids: Q ids.
         per_query: Metric name -> float64 [Q]; NaN where the query has no positive. Means are derived
             from these, so that differences can be tested query by query.
-        pooled: Metrics that are no mean over queries (``uap``): name -> value.
+        pooled: Metrics that are no mean over queries (``uap``, ``mAP_macro``): name -> value.
         costs: ``embed_images_per_s``, ``search_queries_per_s``, ``bytes_per_image``, ``peak_rss_mib``,
             ``train_s``; re-ranked also ``rerank_ms_per_query``, ``rerank_offline_s`` and
             ``rerank_bytes_per_image``.
         config: The resolved config that made it.
         versions: Package versions.
-        info: The task's level, description, sizes, skipped images.
+        info: The task's level, description, sizes, skipped images, ties.
+        query_classes: Q class names; empty when the queries have no labels.
     """
 
     task: str
@@ -313,9 +315,11 @@ class Report:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    query_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that every metric has one value per query."""
+        """Check that every metric has one value per query, and that all queries have a class or none."""
+        assert len(self.query_classes) in (0, len(self.query_ids))
         for values in self.per_query.values():
             assert values.dtype == np.float64
             assert values.shape == (len(self.query_ids),)

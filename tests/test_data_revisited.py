@@ -62,7 +62,7 @@ def test_difficulties(root: Path, protocol: int, difficulty: str, relevant: Any,
     assert lists(task.relevant) == relevant
     assert lists(task.ignored) == ignored
     assert task.queries.box(0) == (1.5, 2, 30, 40)
-    assert {"mAP_trapezoid", "precision@1", "precision@5", "precision@10"} <= set(task.metrics)
+    assert {"mAP_trapezoid", "precision_revisited@5", "precision_revisited@10"} <= set(task.metrics)
     assert difficulty in task.description
 
 

@@ -1,7 +1,5 @@
 """Metrics against hand-derived values, plain loops and three public implementations."""
 
-from typing import Literal
-
 import numpy as np
 import pytest
 import ranx
@@ -12,9 +10,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from sklearn.metrics import average_precision_score, ndcg_score
 
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.metrics import DEFAULT_METRICS, compute, knn_accuracy, uap
-from ssl_retrieval.search import GlobalCounts, RelevantRanks, relevant_ranks, top_k
-from ssl_retrieval.types import IntArray, Ranking
+from ssl_retrieval.metrics import DEFAULT_METRICS, compute
+from ssl_retrieval.search import RelevantRanks, relevant_ranks
 
 BOUNDED = (*DEFAULT_METRICS, "mAP@3", "recall@3", "ndcg@3", "precision@4", "hit_rate@3")
 
@@ -231,11 +228,8 @@ def test_ns_score_counts_the_query_itself_among_four() -> None:
 def test_tie_band_encloses_the_value() -> None:
     gallery = np.ones((4, 1), np.float32)
     ranks = relevant_ranks(gallery[:1], gallery, [np.array([1])])
-    values: dict[str, float] = {}
-    rules: tuple[Literal["gallery_index", "best", "worst"], ...] = ("gallery_index", "best", "worst")
-    for ties in rules:
-        values[ties] = compute("mAP", ranks, ties)[0]
-    assert values == {"gallery_index": 1 / 2, "best": 1, "worst": 1 / 4}
+    values = {name: compute(name, ranks)[0] for name in ("mAP", "mAP_best", "mAP_worst", "hit_rate@1_best")}
+    assert values == {"mAP": 1 / 2, "mAP_best": 1, "mAP_worst": 1 / 4, "hit_rate@1_best": 1}
 
 
 def test_chunks_do_not_change_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,63 +265,6 @@ def test_no_query_and_no_relevant_item() -> None:
 def test_unknown_names_are_answered_with_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(UserError, match=rf"unknown metric '{name}'.*\b{nearest}[, ]"):
         compute(name, found_at([1]))
-
-
-def test_uap_of_one_ranking_by_hand() -> None:
-    """Pairs, best first: relevant; then one relevant tied with two others; then the last relevant."""
-    counts = GlobalCounts(np.array([1, 2, 3]), np.array([1, 4, 5]))
-    assert uap(counts) == pytest.approx((1 / 1 + 2 / 4 + 3 / 5) / 3)
-
-
-def loop_knn(ranking: Ranking, labels: IntArray, gallery_labels: IntArray, k: int) -> list[float]:
-    """Vote neighbour by neighbour; ``max`` keeps the first, hence lowest, class on equal votes."""
-    correct = []
-    for indices, scores, label in zip(ranking.indices, ranking.scores, labels, strict=True):
-        votes = dict.fromkeys(range(int(gallery_labels.max()) + 1), 0.0)
-        for index, score in zip(indices[:k], scores[:k], strict=True):
-            if index >= 0:
-                votes[int(gallery_labels[index])] += float(np.exp(float(score) / 0.07))
-        correct.append(float(max(votes, key=lambda label: votes[label]) == label))
-    return correct
-
-
-@pytest.mark.parametrize("k", [1, 5, 20, 40])
-@pytest.mark.parametrize("chunk", [10, 2**20])
-def test_knn_agrees_with_a_plain_vote(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(6)
-    vectors = rng.normal(size=(90, 6)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    labels = rng.integers(0, 4, 90)
-    ranking = top_k(vectors[:60], vectors[60:], k=max(k, 20))
-    monkeypatch.setattr("ssl_retrieval.metrics.CHUNK_ENTRIES", chunk)
-    accuracy = knn_accuracy(ranking, labels[:60], labels[60:], k=k)
-    assert accuracy.tolist() == loop_knn(ranking, labels[:60], labels[60:], k)
-    assert 0 < accuracy.mean() < 1
-
-
-def ranking_of(indices: list[int], scores: list[float]) -> Ranking:
-    """Make the ranking of a single query."""
-    return Ranking(np.array([indices], np.int64), np.array([scores], np.float32))
-
-
-def test_knn_ties_go_to_the_lower_class_and_weights_beat_counts() -> None:
-    labels = np.array([2, 1, 1, 0])
-    tied = ranking_of([0, 1], [0.5, 0.5])
-    assert knn_accuracy(tied, np.array([1]), labels, k=2).tolist() == [1]
-    weighted = ranking_of([0, 1, 2], [0.9, 0.1, 0.1])
-    assert knn_accuracy(weighted, np.array([2]), labels, k=3).tolist() == [1]
-
-
-def test_knn_survives_padding_large_scores_unseen_classes_and_small_galleries() -> None:
-    labels = np.array([2, 1])
-    large = ranking_of([0, 1, -1], [1e4, 9e3, -np.inf])
-    assert knn_accuracy(large, np.array([2]), labels, k=3).tolist() == [1]
-    assert knn_accuracy(large, np.array([7]), labels, k=3).tolist() == [0]
-    assert knn_accuracy(large, np.array([2]), labels, k=20).tolist() == [1]
-    with pytest.raises(AssertionError):
-        knn_accuracy(large, np.array([2]), np.zeros(30, np.int64), k=20)
-    alone = ranking_of([-1, -1], [-np.inf, -np.inf])
-    assert np.isnan(knn_accuracy(alone, np.array([2]), labels, k=2)).all()
 
 
 def test_every_default_metric_is_computed_and_at_r_differs_from_at_k() -> None:

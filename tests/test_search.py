@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.metrics import uap
+from ssl_retrieval.metrics_global import uap
 from ssl_retrieval.search import global_positive_counts, relevant_ranks, top_k
 from ssl_retrieval.types import IntArray, VectorArray
 

@@ -9,9 +9,9 @@ dataset" of Meta AI has the images, the repository facebookresearch/isc2021 the 
     disc21/train/**/T000000.jpg ...           optional; whitening and vocabularies are fitted there
     disc21/dev_ground_truth.csv               query, reference (empty: the query copies none)
 
-All queries count for ``uap``, the challenge's metric: one ranking of all pairs, in which a query that copies
-none can only do harm. Metrics per query leave those out. The final queries are scored with
-``data.queries=final_queries data.ground_truth=.../final_ground_truth.csv``.
+All queries count for ``uap`` and ``recall_at_p90``, the challenge's metrics: one ranking of all pairs, in
+which a query that copies none can only do harm. Metrics per query leave those out. The final queries are
+scored with ``data.queries=final_queries data.ground_truth=.../final_ground_truth.csv``.
 """
 
 from collections import defaultdict
@@ -69,7 +69,7 @@ def load(cfg: Config) -> Task:
         fit=images(cfg) if (root / cfg.train).is_dir() else None,
         description=f"{len(queries)} images, {num_copies} of them copies, search {len(gallery)} for their "
         "originals.",
-        metrics=("uap", "mrr"),
+        metrics=("uap", "recall_at_p90", "mrr"),
     )
 
 

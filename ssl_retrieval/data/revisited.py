@@ -100,7 +100,7 @@ def load(cfg: Config) -> Task:
         protocol=Protocol(query_crop=cfg.query_crop),
         description=f"{len(queries)} views of buildings search for the same building among "
         f"{len(gallery) - count} photos, {cfg.difficulty}.{distractors.in_words(count)}",
-        metrics=("mAP_trapezoid", "precision@1", "precision@5", "precision@10"),
+        metrics=("mAP_trapezoid", *(f"precision_revisited@{k}" for k in (1, 5, 10))),
     )
 
 

@@ -1,7 +1,8 @@
 """``report.json``, schema 1: one representation's scores on one task, in files anyone can open.
 
 The json holds means and intervals for people and scripts; the Parquet file beside it holds every
-query's values, so that two reports can later be compared query by query.
+query's values, so that two reports can later be compared query by query. Where the queries have labels, a
+second one holds the means of every class.
 """
 
 import json
@@ -14,6 +15,7 @@ import pandas as pd
 
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.metrics_classes import CLASS_COLUMN, per_class
 from ssl_retrieval.statistics import bootstrap_mean
 from ssl_retrieval.types import Report
 
@@ -24,15 +26,23 @@ QUERY_COLUMN = "query"
 def write_report(report: Report, file: Path) -> None:
     """Write a report as ``report.json`` and its per-query values beside it.
 
-    Both files appear whole or not at all. The Parquet file (columns: ``query``, then one per metric)
-    is written first, so that a json never names a file that is missing.
+    All files appear whole or not at all. The Parquet files are written first, so that a json never names
+    a file that is missing: values per query (columns: ``query``, ``class`` where there are labels, then one
+    per metric), and, where there are labels, means per class (see `metrics_classes.per_class`).
 
     Args:
         report: What to write.
-        file: Path of the json; the other file is ``<stem>.per_query.parquet`` in the same folder.
+        file: Path of the json; the others are ``<stem>.per_query.parquet`` and ``<stem>.per_class.parquet``
+            in the same folder.
     """
     per_query_file = file.with_name(f"{file.stem}.per_query.parquet")
-    table = pd.DataFrame({QUERY_COLUMN: list(report.query_ids), **report.per_query})
+    per_class_file = file.with_name(f"{file.stem}.per_class.parquet")
+    classes = {CLASS_COLUMN: list(report.query_classes)} if report.query_classes else {}
+    tables = {
+        per_query_file: pd.DataFrame({QUERY_COLUMN: list(report.query_ids), **classes, **report.per_query})
+    }
+    if report.query_classes:
+        tables[per_class_file] = per_class(report.per_query, report.query_classes)
     content = {
         "schema": SCHEMA,
         "task": report.task,
@@ -42,14 +52,16 @@ def write_report(report: Report, file: Path) -> None:
         "metrics": _summarise(report),
         "pooled": report.pooled,
         "per_query": per_query_file.name,
+        "per_class": per_class_file.name if report.query_classes else None,
         "costs": report.costs,
         "versions": report.versions,
         "info": report.info,
         "config": report.config,
     }
     text = json.dumps(_plain(content), indent=2, allow_nan=False)
-    with atomic_path(per_query_file) as partial:
-        table.to_parquet(partial, index=False)
+    for parquet_file, table in tables.items():
+        with atomic_path(parquet_file) as partial:
+            table.to_parquet(partial, index=False)
     with atomic_path(file) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
@@ -84,6 +96,7 @@ def read_report(file: Path) -> Report:
             config=dict(content.get("config", {})),
             versions=dict(content["versions"]),
             info=dict(content.get("info", {})),
+            query_classes=tuple(table[CLASS_COLUMN].astype(str)) if CLASS_COLUMN in table else (),
         )
         _check_named(report)
     except UserError:
