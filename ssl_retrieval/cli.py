@@ -24,6 +24,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Prepare images.", rich_markup_mode="rich")
 app.add_typer(data_app, name="data")
 
+metrics_app = typer.Typer(help="Look up metrics, and why libraries disagree.", rich_markup_mode="rich")
+app.add_typer(metrics_app, name="metrics")
+
 _DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -50,7 +53,8 @@ def _root(
 
 
 @data_app.callback(invoke_without_command=True)
-def _data(context: typer.Context) -> None:
+@metrics_app.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -75,6 +79,40 @@ def data_pack(
 
     cfg = config.load(PackConfig, None, settings or [])
     print(pack_folder(source.expanduser(), target.expanduser(), cfg))
+
+
+@metrics_app.command("list")
+def metrics_list() -> None:
+    """Print every metric with its normalisation and definition.
+
+    Example: ssl-retrieval metrics list
+    """
+    from ssl_retrieval.metrics_catalogue import catalogue
+    from ssl_retrieval.report.metrics_table import catalogue_table
+
+    Console().print(catalogue_table(catalogue()))
+
+
+@metrics_app.command("explain")
+def metrics_explain(
+    hits: Annotated[str, typer.Option(help="1 for each relevant item, 0 for each other one, best first.")],
+    relevant: Annotated[
+        int | None, typer.Option(help="Relevant items in the gallery; by default those among the hits.")
+    ] = None,
+    scores: Annotated[str | None, typer.Option(help="One score per item; equal ones tie.")] = None,
+    k: Annotated[int, typer.Option(help="The cut-off of metrics that have one.")] = 5,
+) -> None:
+    """Score one ranking as other libraries would, with the reason wherever a number differs from ours.
+
+    Example: ssl-retrieval metrics explain --hits 1,0,1,0 --relevant 4
+    """
+    from ssl_retrieval.metrics_explained import explain
+    from ssl_retrieval.metrics_one_ranking import OneRanking, numbers
+    from ssl_retrieval.report.metrics_table import explained_table
+
+    given = None if scores is None else numbers("scores", scores, float)
+    one = OneRanking.make(numbers("hits", hits, int), given, relevant)
+    Console().print(explained_table(explain(one, k), one))
 
 
 @app.command()
