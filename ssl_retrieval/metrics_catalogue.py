@@ -60,7 +60,7 @@ def catalogue() -> list[Definition]:
     """List all metrics.
 
     >>> catalogue()[0].text
-    'mean, over all relevant items, of the precision at each one's rank; full ranking'
+    "mean, over all relevant items, of the precision at each one's rank; full ranking"
     """
     return [
         Definition(name, divided_by, _first_line(_FUNCTIONS[name])) for name, divided_by in DIVIDED_BY.items()

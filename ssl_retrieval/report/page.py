@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.compare import Comparison, TaskComparison
 from ssl_retrieval.report.chart import draw_chart, family_colours
+from ssl_retrieval.report.coverage import coverage_notes
 from ssl_retrieval.report.gallery import GalleryQuery, GalleryRow, thumbnail
 from ssl_retrieval.report.headline import headline
 from ssl_retrieval.report.numbers import format_count, format_p, format_score
@@ -56,7 +57,7 @@ def write_page(
         costs=costs,
         cost_titles=cost_titles(comparison),
         warnings=[*comparison.notes, *fitted_on_queries(comparison)],
-        fitted_notes=fitted_notes(comparison),
+        table_notes=[*coverage_notes(comparison), *fitted_notes(comparison)],
         cost_keys=list(dict.fromkeys(key for entry in entries for key in entry.report.costs)),
         colours=colours,
         best_group_legend=BEST_GROUP_LEGEND,

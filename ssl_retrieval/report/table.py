@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ssl_retrieval.compare import HEADLINE_METRIC, Comparison, Entry, TaskComparison
+from ssl_retrieval.report.coverage import coverage_notes
 from ssl_retrieval.report.numbers import NOTHING, format_bounds, format_count, format_score, known
 
 LEVEL_TITLES = {"instance": "instance-level", "category": "category-level"}
@@ -114,7 +115,7 @@ def to_rich(comparison: Comparison) -> Group:
     """
     by_task = [(task, list(of_task)) for task, of_task in groupby(columns(comparison), _task_of)]
     parts = [by_task[i : i + _TASKS_PER_TABLE] for i in range(0, len(by_task), _TASKS_PER_TABLE)]
-    below = [Text(f"* {BEST_GROUP_LEGEND}", style="dim")]
+    below = [Text(note, style="dim") for note in (f"* {BEST_GROUP_LEGEND}", *coverage_notes(comparison))]
     below += [Text(note, style="bold yellow") for note in [*comparison.notes, *fitted_on_queries(comparison)]]
     return Group(*(_rich_table(comparison, part) for part in parts), *below)
 
@@ -172,7 +173,12 @@ def to_markdown(comparison: Comparison) -> str:
     lines = [titles, [":--"] * 2 + ["--:"] * (len(titles) - 2), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     below = [f"**Bold**: {BEST_GROUP_LEGEND}. In brackets: 95 % bootstrap interval over queries."]
-    notes = [*comparison.notes, *fitted_on_queries(comparison), *fitted_notes(comparison)]
+    notes = [
+        *comparison.notes,
+        *fitted_on_queries(comparison),
+        *coverage_notes(comparison),
+        *fitted_notes(comparison),
+    ]
     below += [_escape(note) for note in notes]
     below += [
         f"- {_escape(task.task)}: {task.best.score.num_queries} queries, protocol "
