@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from small_task import CPU, histogram
+from small_task import CPU, histogram, root, store, task
 
 from ssl_retrieval import measuring, metrics, metrics_global
 from ssl_retrieval.errors import UserError
@@ -18,6 +18,8 @@ from ssl_retrieval.report.files import read_report, write_report
 from ssl_retrieval.search import global_positive_counts, relevant_ranks, top_k
 from ssl_retrieval.store import Store
 from ssl_retrieval.types import Task
+
+__all__ = ["root", "store", "task"]
 
 
 @pytest.fixture
