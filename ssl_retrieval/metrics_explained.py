@@ -19,7 +19,7 @@ SPOILS = Reason(lambda one, k: one.num_relevant == 0, "NaN, which makes the mean
 REFUSED = Reason(lambda one, k: one.num_relevant == 0, "a query without positives stops it with an error")
 OPEN_TIES = Reason(lambda one, k: one.is_tied, "the order of equal scores is left to an unstable sort")
 TOGETHER = Reason(
-    lambda one, k: one.is_tied, "items with equal scores count together, at the last one's rank"
+    lambda one, k: one.shares_scores, "items with equal scores count together, at the last one's rank"
 )
 AVERAGED = Reason(lambda one, k: one.is_tied, "averaged over all orders of equal scores")
 LISTED = Reason(

@@ -71,6 +71,12 @@ class OneRanking:
         """Whether a relevant item scores exactly like one that is not."""
         return bool((self.arranged(first=True) != self.arranged(first=False)).any())
 
+    @property
+    def shares_scores(self) -> bool:
+        """Whether a relevant item scores exactly like any other, relevant or not."""
+        _, group, sizes = np.unique(self.scores, return_inverse=True, return_counts=True)
+        return bool((sizes[group][self.hits] > 1).any())
+
     def arranged(self, first: bool) -> BoolArray:
         """Give the hits if every relevant item comes first, or last, among equal scores."""
         return self.hits[np.lexsort((~self.hits if first else self.hits, -self.scores))]

@@ -220,6 +220,14 @@ def test_trap_ties_are_counted_together_or_left_to_an_unstable_sort() -> None:
     assert len({torchmetrics for _, torchmetrics in values.values()}) > 1
 
 
+def test_trap_scikit_learn_counts_tied_relevant_items_together_too() -> None:
+    """No order of the two tied relevant items makes a difference, yet their precision is the last one's."""
+    one = OneRanking.make([0, 1, 1], [0.9, 0.5, 0.5])
+    assert not one.is_tied
+    assert compute("mAP", one.ranks)[0] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert average_precision_score(one.hits.astype(int), one.scores) == pytest.approx(2 / 3)
+
+
 def test_trap_pytorch_metric_learning_confuses_labels_from_2_to_the_24() -> None:
     """Casting labels to float32 makes 2^24 and 2^24 + 1 the same class."""
     vectors = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
