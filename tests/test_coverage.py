@@ -40,8 +40,8 @@ def test_full_coverage_without_ties() -> None:
 def test_queries_without_positives_and_tied_ones_are_counted_everywhere(tmp_path: Path) -> None:
     found = comparison(7, bits=(1100, 0.31, 0.4567), pixels=(0, 0.5, 0.5), bytes=(2, 0.5, 0.501))
     note = (
-        "toys: 1,193 of 1,200 queries have something to find; 7 have no value. Queries in which a relevant "
-        "item ties with a wrong one: bits (1,100, mAP 0.310–0.457), bytes (2, mAP 0.500–0.501)."
+        "toys: 1,193 of 1,200 queries have something to find; 7 have no value. bits (1,100 queries, mAP "
+        "0.310–0.457), bytes (2 queries, mAP 0.500–0.501): relevant items tie with wrong ones."
     )
     assert coverage_notes(found) == [note]
     assert note in to_markdown(found)
@@ -50,3 +50,13 @@ def test_queries_without_positives_and_tied_ones_are_counted_everywhere(tmp_path
     assert note in console.export_text()
     write_page(found, {}, tmp_path / "page.html", "Toys")
     assert f"<li>{note}</li>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_ties_that_no_table_shows_are_only_counted() -> None:
+    few = comparison(gist=(3, 0.5, 0.5001))
+    assert coverage_notes(few)[0].endswith(" Ties of 1 representation move mAP by less than 0.0005.")
+    several = comparison(bits=(9, 0.2, 0.3), gist=(3, 0.5, 0.5001), hog=(3, 0.5, 0.5001))
+    assert coverage_notes(several)[0].endswith(
+        " bits (9 queries, mAP 0.200–0.300): relevant items tie with wrong ones; ties of 2 other "
+        "representations move mAP by less than 0.0005."
+    )

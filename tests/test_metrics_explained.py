@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from command_line import Command
+from command_line import REPOSITORY, Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,6 +122,18 @@ def test_the_command_lists_every_metric(cli: Command, monkeypatch: pytest.Monkey
         (row,) = (line for line in out.splitlines() if line.startswith(f"{definition.name} "))
         assert definition.divided_by in row
         assert definition.text in row
+
+
+def test_the_documentation_shows_what_the_commands_print(
+    cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n\$ COLUMNS=120 ssl-retrieval (metrics explain .*)\n([^`]+)```$", text, re.M)
+    assert len(blocks) == 2
+    monkeypatch.setenv("COLUMNS", "120")
+    for command, shown in blocks:
+        printed = "\n".join(line.rstrip() for line in cli(*command.split()).out.splitlines())
+        assert printed.startswith(shown.rstrip())
 
 
 def test_every_library_is_there() -> None:

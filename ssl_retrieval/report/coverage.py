@@ -3,6 +3,9 @@
 from ssl_retrieval.compare import HEADLINE_METRIC, Comparison, TaskComparison
 from ssl_retrieval.report.numbers import format_count, format_score
 
+_VISIBLE = 0.0005
+"""Smaller bands of ``mAP`` are not seen in a table."""
+
 
 def coverage_notes(comparison: Comparison) -> list[str]:
     """Say task by task how many queries count, and whose ``mAP`` depends on the order of equal scores.
@@ -24,13 +27,19 @@ def _counted(task: TaskComparison) -> str:
 
 
 def _ties(task: TaskComparison) -> str:
-    tied = []
+    moved, unmoved = [], 0
     for entry in task.entries:
         count = entry.report.info.get("num_queries_with_ties")
-        if count:
-            low, high = entry.report.info.get("tie_band", {}).get(HEADLINE_METRIC, (None, None))
+        low, high = entry.report.info.get("tie_band", {}).get(HEADLINE_METRIC, (0.0, 0.0))
+        if count and high - low >= _VISIBLE:
             band = f"{format_score(low, HEADLINE_METRIC)}–{format_score(high, HEADLINE_METRIC)}"
-            tied.append(f"{entry.name} ({format_count(count)}, {HEADLINE_METRIC} {band})")
-    if not tied:
+            moved.append(f"{entry.name} ({format_count(count)} queries, {HEADLINE_METRIC} {band})")
+        unmoved += bool(count and high - low < _VISIBLE)
+    if not moved and not unmoved:
         return "No relevant item ties with a wrong one."
-    return f"Queries in which a relevant item ties with a wrong one: {', '.join(tied)}."
+    parts = [f"{', '.join(moved)}: relevant items tie with wrong ones"] if moved else []
+    if unmoved:
+        who = f"{unmoved} {'other ' if moved else ''}representation{'s' if unmoved > 1 else ''}"
+        parts.append(f"ties of {who} move {HEADLINE_METRIC} by less than {_VISIBLE}")
+    text = "; ".join(parts)
+    return f"{text[0].upper() if not moved else text[0]}{text[1:]}."
