@@ -184,6 +184,21 @@ def test_trap_revisitop_shrinks_k_to_the_last_relevant_rank() -> None:
     assert compute("precision_revisited@10", one.ranks)[0] == pytest.approx(2 / 3)
 
 
+def test_trap_precision_at_k_forgives_queries_with_few_relevant_items_in_two_ways() -> None:
+    """Two relevant items, the second at rank 4: open-metric-learning still sees it, UnED does not."""
+    one = OneRanking.make([1, 0, 0, 1, 0])
+    assert peers.open_metric_learning_precision(one, one.hits, 5) == 1
+    assert compute("mMP@5", one.ranks)[0] == peers.calibrated_precision(one, one.hits, 5) == 0.5
+    assert compute("precision@5", one.ranks)[0] == 0.4
+
+
+def test_trap_a_relevant_item_that_is_not_listed_costs_nothing() -> None:
+    one = OneRanking.make([1, 0, 1, 0], num_relevant=4)
+    assert average_precision_score(one.hits.astype(int), one.scores) == pytest.approx(0.8333, abs=5e-5)
+    assert torchmetrics_says("average_precision", one) == pytest.approx(0.8333, abs=5e-5)
+    assert compute("mAP", one.ranks)[0] == pytest.approx(0.4167, abs=5e-5)
+
+
 def test_trap_torchmetrics_drops_relevant_items_with_scores_up_to_zero() -> None:
     """The same order of cosines, once shifted above zero."""
     shifted, raw = [1.9, 1.5, 1.0, 0.2], [0.9, 0.5, 0.0, -0.8]
