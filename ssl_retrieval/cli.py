@@ -95,7 +95,13 @@ def metrics_list() -> None:
 
 @metrics_app.command("explain")
 def metrics_explain(
-    hits: Annotated[str, typer.Option(help="1 for each relevant item, 0 for each other one, best first.")],
+    report: Annotated[
+        Path | None, typer.Argument(metavar="REPORT.json", help="A report whose query is to be explained.")
+    ] = None,
+    query: Annotated[str, typer.Option(help="The query's id in the report.")] = "",
+    hits: Annotated[
+        str, typer.Option(help="1 for each relevant item, 0 for each other one, best first.")
+    ] = "",
     relevant: Annotated[
         int | None, typer.Option(help="Relevant items in the gallery; by default those among the hits.")
     ] = None,
@@ -105,13 +111,21 @@ def metrics_explain(
     """Score one ranking as other libraries would, with the reason wherever a number differs from ours.
 
     Example: ssl-retrieval metrics explain --hits 1,0,1,0 --relevant 4
+
+    Example: ssl-retrieval metrics explain runs/a/report.json --query beach/3.jpg
     """
     from ssl_retrieval.metrics_explained import explain
     from ssl_retrieval.metrics_one_ranking import OneRanking, numbers
+    from ssl_retrieval.report.files import ranks_of_query, read_report
     from ssl_retrieval.report.metrics_table import explained_table
 
-    given = None if scores is None else numbers("scores", scores, float)
-    one = OneRanking.make(numbers("hits", hits, int), given, relevant)
+    if report is not None:
+        if hits or scores is not None or relevant is not None:
+            raise UserError("give a report and --query, or --hits, not both")
+        one = OneRanking.of_ranks(ranks_of_query(read_report(report), query))
+    else:
+        given = None if scores is None else numbers("scores", scores, float)
+        one = OneRanking.make(numbers("hits", hits, int), given, relevant)
     Console().print(explained_table(explain(one, k), one))
 
 

@@ -282,4 +282,5 @@ def _take(report: Report, query_ids: list[str]) -> Report:
         query_ids=tuple(query_ids),
         per_query={name: values[rows] for name, values in report.per_query.items()},
         query_classes=tuple(report.query_classes[i] for i in rows) if report.query_classes else (),
+        ranks=tuple(report.ranks[i] for i in rows) if report.ranks else (),
     )

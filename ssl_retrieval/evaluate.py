@@ -249,6 +249,7 @@ def score_features(
             "skipped": [list(item) for item in features.skipped],
         },
         query_classes=measuring.classes_of_queries(kept),
+        ranks=measured.ranks,
     )
     return Scored(report, kept, features.similarity)
 

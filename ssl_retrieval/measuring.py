@@ -14,7 +14,7 @@ from ssl_retrieval.features import Features
 from ssl_retrieval.metrics_classes import MACRO, macro
 from ssl_retrieval.metrics_knn import Vote, knn_accuracy
 from ssl_retrieval.search import GlobalCounts, RelevantRanks, global_positive_counts, relevant_ranks, top_k
-from ssl_retrieval.types import FloatArray, Ranking, Task
+from ssl_retrieval.types import FloatArray, IntArray, Ranking, Task
 
 HEADLINE = "mAP"
 KNN = "knn@20"
@@ -23,6 +23,9 @@ POOLED = {"uap": metrics_global.uap, "recall_at_p90": metrics_global.recall_at_p
 
 SPEED_K = 100
 """Results per query when search speed is measured."""
+
+MAX_RANKS = 2**20
+"""A report keeps the ranks of so many relevant items: some megabytes."""
 
 _NO_RANKS = RelevantRanks(*[np.empty((0, 0), np.int64)] * 3, *[np.empty(0, np.int64)] * 2)
 
@@ -37,6 +40,7 @@ class Measured:
         queries_per_s: Speed of an exact search for the 100 best.
         num_tied_queries: Queries where a relevant item scores exactly like one that is not.
         tie_band: The mean ``mAP`` if every relevant item loses its ties, and if it wins them.
+        ranks: The ranks of each query's relevant items; empty when there are more than ``MAX_RANKS`` in all.
     """
 
     per_query: dict[str, FloatArray]
@@ -44,6 +48,7 @@ class Measured:
     queries_per_s: float
     num_tied_queries: int
     tie_band: tuple[float, float]
+    ranks: tuple[IntArray, ...]
 
 
 def customary(task: Task) -> list[str]:
@@ -103,7 +108,8 @@ def measure(features: Features, wanted: Sequence[str], device: str | torch.devic
         else:
             per_query[name] = _of_queries(name, search, nearest, ranks)
     ends = [float(np.nanmean(metrics.compute(f"{HEADLINE}_{end}", ranks))) for end in ("worst", "best")]
-    return Measured(per_query, pooled, queries_per_s, ranks.num_tied_queries, (ends[0], ends[1]))
+    band = ends[0], ends[1]
+    return Measured(per_query, pooled, queries_per_s, ranks.num_tied_queries, band, _kept(ranks))
 
 
 def classes_of_queries(task: Task) -> tuple[str, ...]:
@@ -152,6 +158,12 @@ def _of_queries(name: str, search: _Search, nearest: Ranking, ranks: RelevantRan
         # The score counts the query itself, which comes first; the other three ranks are left.
         return 1 + 3 * metrics.compute("precision@3", ranks)
     return metrics.compute(name, ranks)
+
+
+def _kept(ranks: RelevantRanks) -> tuple[IntArray, ...]:
+    if ranks.num_relevant.sum() > MAX_RANKS:
+        return ()
+    return tuple(row[:count] for row, count in zip(ranks.ranks, ranks.num_relevant, strict=True))
 
 
 def _gap(task: Task, nearest: Ranking, ranks: RelevantRanks) -> float:

@@ -61,6 +61,25 @@ class OneRanking:
         order = np.argsort(-values, kind="stable")
         return cls(listed[order], values[order], total)
 
+    @classmethod
+    def of_ranks(cls, ranks: IntArray) -> "OneRanking":
+        """Write out a ranking down to its last relevant item, of which all are ranked.
+
+        Args:
+            ranks: int64 [R], 1-based.
+
+        Raises:
+            UserError: There is none.
+
+        >>> OneRanking.of_ranks(np.array([1, 3])).hits.astype(int)
+        array([1, 0, 1])
+        """
+        if len(ranks) == 0:
+            raise UserError("the query has nothing to find, so it has no value: choose another")
+        hits = np.zeros(int(ranks.max()), np.int64)
+        hits[ranks - 1] = 1
+        return cls.make(hits.tolist())
+
     @property
     def num_listed(self) -> int:
         """Count the relevant items in the list."""

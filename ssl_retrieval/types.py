@@ -303,6 +303,8 @@ class Report:
         versions: Package versions.
         info: The task's level, description, sizes, skipped images, ties.
         query_classes: Q class names; empty when the queries have no labels.
+        ranks: Q int64 arrays: the ranks of each query's relevant items, 1-based, ascending; empty when they
+            are too many to be kept.
     """
 
     task: str
@@ -316,9 +318,11 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     query_classes: tuple[str, ...] = ()
+    ranks: tuple[IntArray, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that every metric has one value per query, and that all queries have a class or none."""
+        """Check that every metric has one value per query, and that all queries have the rest or none."""
+        assert len(self.ranks) in (0, len(self.query_ids))
         assert len(self.query_classes) in (0, len(self.query_ids))
         for values in self.per_query.values():
             assert values.dtype == np.float64

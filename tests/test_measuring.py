@@ -117,12 +117,21 @@ def test_what_a_task_cannot_have_is_refused(name: str, words: str, task: Task) -
     assert str(caught.value).startswith(words)
 
 
+def test_too_many_ranks_are_not_kept(features: Features, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(measuring.measure(features, ["mAP"], CPU).ranks) == len(features.task.queries)
+    monkeypatch.setattr("ssl_retrieval.measuring.MAX_RANKS", 8 * 3 - 1)
+    assert measuring.measure(features, ["mAP"], CPU).ranks == ()
+
+
 def test_a_report_holds_ties_classes_and_the_means_of_each(features: Features, tmp_path: Path) -> None:
     report = score_features(features, ["mAP", "hit_rate@1"]).report
     assert report.info["tie_band"]["mAP"][0] <= np.mean(report.per_query["mAP"]) + 1e-12
     write_report(report, tmp_path / "report.json")
     back = read_report(tmp_path / "report.json")
     assert back.query_classes == report.query_classes
+    for kept, indices, value in zip(back.ranks, features.task.relevant, back.per_query["mAP"], strict=True):
+        assert len(kept) == len(indices)
+        assert value == pytest.approx(np.mean(np.arange(1, len(kept) + 1) / kept))
     assert set(back.query_classes) == set(features.task.queries.class_names)
     table = pd.read_parquet(tmp_path / "report.per_class.parquet")
     assert table["num_queries"].tolist() == [2] * 4

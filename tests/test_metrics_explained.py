@@ -2,7 +2,10 @@
 
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import REPOSITORY, Command
 from hypothesis import given, settings
@@ -11,6 +14,8 @@ from hypothesis import strategies as st
 from ssl_retrieval.metrics_catalogue import catalogue
 from ssl_retrieval.metrics_explained import OURS, PEERS, explain
 from ssl_retrieval.metrics_one_ranking import OneRanking
+from ssl_retrieval.report.files import read_report, write_report
+from ssl_retrieval.types import Protocol, Report
 
 GOLDEN = [1, 0, 1, 0, 0, 0, 0, 1, 0, 1]
 
@@ -108,11 +113,54 @@ def test_the_command_prints_numbers_and_reasons(cli: Command, monkeypatch: pytes
         (("--hits", "1,1", "--relevant", "1"), "relevant=1, but 2 relevant items are among the hits"),
         (("--hits", "1,0", "--scores", "1"), "1 scores for 2 items"),
         (("--hits", "1,0", "--k", "0"), "k=0: must be at least 1"),
-        ((), "Missing option '--hits'"),
+        ((), "hits='': give numbers with commas between them"),
     ],
 )
 def test_bad_input_is_one_line(cli: Command, options: tuple[str, ...], words: str) -> None:
     assert words in cli("metrics", "explain", *options).user_error()
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    found = Report(
+        task="toys",
+        representation={"name": "pixels", "family": "hand-crafted", "dim": 3, "key": "p"},
+        protocol=Protocol().to_dict(),
+        query_ids=("bear.png", "ball.png"),
+        per_query={"mAP": np.array([0.6104, np.nan])},
+        ranks=(np.flatnonzero(GOLDEN) + 1, np.empty(0, np.int64)),
+    )
+    write_report(found, tmp_path / "report.json")
+    return tmp_path / "report.json"
+
+
+def test_a_query_of_a_report_is_explained_as_its_hits_are(cli: Command, report: Path) -> None:
+    of_hits = cli("metrics", "explain", "--hits", ",".join(map(str, GOLDEN)))
+    of_report = cli("metrics", "explain", report, "--query", "bear.png")
+    assert of_report.out == of_hits.out != ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--query", "bare.png"),
+            "query 'bare.png' is not in the report: --query takes an id such as bear.png",
+        ),
+        (("--query", "ball.png"), "the query has nothing to find, so it has no value: choose another"),
+        (("--query", "bear.png", "--hits", "1"), "give a report and --query, or --hits, not both"),
+    ],
+)
+def test_bad_input_about_a_report_is_one_line(
+    cli: Command, report: Path, options: tuple[str, ...], words: str
+) -> None:
+    assert cli("metrics", "explain", report, *options).user_error().startswith(words)
+
+
+def test_a_report_without_ranks_says_so(cli: Command, report: Path) -> None:
+    write_report(replace(read_report(report), ranks=()), report)
+    line = cli("metrics", "explain", report, "--query", "bear.png").user_error()
+    assert line == "the report keeps no ranks (it is old, or has too many): give --hits instead"
 
 
 def test_the_command_lists_every_metric(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ query's values, so that two reports can later be compared query by query. Where 
 second one holds the means of every class.
 """
 
+import difflib
 import json
 import math
 from pathlib import Path
@@ -17,18 +18,20 @@ from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.metrics_classes import CLASS_COLUMN, per_class
 from ssl_retrieval.statistics import bootstrap_mean
-from ssl_retrieval.types import Report
+from ssl_retrieval.types import IntArray, Report
 
 SCHEMA = 1
 QUERY_COLUMN = "query"
+RANKS_COLUMN = "ranks"
 
 
 def write_report(report: Report, file: Path) -> None:
     """Write a report as ``report.json`` and its per-query values beside it.
 
     All files appear whole or not at all. The Parquet files are written first, so that a json never names
-    a file that is missing: values per query (columns: ``query``, ``class`` where there are labels, then one
-    per metric), and, where there are labels, means per class (see `metrics_classes.per_class`).
+    a file that is missing: values per query (columns: ``query``, ``class`` where there are labels, ``ranks``
+    of the relevant items unless they are too many, then one per metric), and, where there are labels, means
+    per class (see `metrics_classes.per_class`).
 
     Args:
         report: What to write.
@@ -37,10 +40,12 @@ def write_report(report: Report, file: Path) -> None:
     """
     per_query_file = file.with_name(f"{file.stem}.per_query.parquet")
     per_class_file = file.with_name(f"{file.stem}.per_class.parquet")
-    classes = {CLASS_COLUMN: list(report.query_classes)} if report.query_classes else {}
-    tables = {
-        per_query_file: pd.DataFrame({QUERY_COLUMN: list(report.query_ids), **classes, **report.per_query})
-    }
+    columns: dict[str, Any] = {QUERY_COLUMN: list(report.query_ids)}
+    if report.query_classes:
+        columns[CLASS_COLUMN] = list(report.query_classes)
+    if report.ranks:
+        columns[RANKS_COLUMN] = list(report.ranks)
+    tables = {per_query_file: pd.DataFrame(columns | report.per_query)}
     if report.query_classes:
         tables[per_class_file] = per_class(report.per_query, report.query_classes)
     content = {
@@ -96,6 +101,7 @@ def read_report(file: Path) -> Report:
             config=dict(content.get("config", {})),
             versions=dict(content["versions"]),
             info=dict(content.get("info", {})),
+            ranks=tuple(np.array(row, np.int64) for row in table.get(RANKS_COLUMN, ())),
             query_classes=tuple(table[CLASS_COLUMN].astype(str)) if CLASS_COLUMN in table else (),
         )
         _check_named(report)
@@ -109,6 +115,22 @@ def read_report(file: Path) -> Report:
         raise UserError(f"{file} is not a report of schema {SCHEMA}: {error}; evaluate again") from error
     _check_same_run(report, stored, file, per_query_name)
     return report
+
+
+def ranks_of_query(report: Report, query: str) -> IntArray:
+    """Give the ranks of a query's relevant items.
+
+    Raises:
+        UserError: The report has no such query, or keeps no ranks.
+    """
+    if query not in report.query_ids:
+        near = difflib.get_close_matches(query, report.query_ids, n=3, cutoff=0.0)
+        raise UserError(
+            f"query {query!r} is not in the report: --query takes an id such as {', '.join(near)}"
+        )
+    if not report.ranks:
+        raise UserError("the report keeps no ranks (it is old, or has too many): give --hits instead")
+    return report.ranks[report.query_ids.index(query)]
 
 
 def _summarise(report: Report) -> dict[str, Any]:
