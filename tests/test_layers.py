@@ -16,6 +16,7 @@ LAYERS = {
     "grid": 5,
     "compare": 4,
     "evaluate": 4,
+    "own_vectors": 4,
     "export": 4,
     "features": 4,
     "find": 4,
