@@ -182,7 +182,7 @@ def evaluate(inputs: Inputs) -> None:
 
     cfg = _load(EvaluateConfig, inputs)
     report = run(cfg)
-    Console().print(to_rich(compare_reports([report])))
+    Console().print(to_rich(compare_reports([report], options=cfg.statistics)))
     say(f"written: {Path(cfg.out).expanduser() / 'report.json'}")
 
 
@@ -203,16 +203,19 @@ def compare(
 
     Example: ssl-retrieval compare runs/a/report.json runs/b/report.json --out runs/a-b
     """
+    from ssl_retrieval import config
     from ssl_retrieval.atomic import require_writable
-    from ssl_retrieval.grid import CompareConfig, compare_reports, run_grid
+    from ssl_retrieval.grid import CompareConfig, FinishedReports, compare_reports, run_grid
     from ssl_retrieval.report.files import read_report
 
     if any(item.endswith(".json") for item in inputs):
         files, overrides = _split(inputs)
-        target = _only_out(overrides) or out or Path("comparison")
+        cfg = config.load(FinishedReports, None, overrides)
+        cfg.statistics.check()
+        target = Path(cfg.out).expanduser() if cfg.out else out or Path("comparison")
         require_writable(target)
         reports = [read_report(Path(item)) for item in files]
-        _show(compare_reports(reports, target, force), target)
+        _show(compare_reports(reports, target, force, cfg.statistics), target)
         return
     if out:
         inputs = [*inputs, f"out={json.dumps(str(out))}"]
@@ -274,16 +277,6 @@ def _split(inputs: list[str]) -> tuple[list[str], list[str]]:
     """Tell files from ``key=value`` texts, wherever they stand; no key holds a slash."""
     overrides = [item for item in inputs if re.match(r"[^/\\]+=", item)]
     return [item for item in inputs if item not in overrides], overrides
-
-
-def _only_out(overrides: list[str]) -> Path | None:
-    out = None
-    for item in overrides:
-        key, _, value = item.partition("=")
-        if key != "out" or not value:
-            raise UserError(f"{item!r}: finished reports take no key but out=DIR")
-        out = Path(value).expanduser()
-    return out
 
 
 def _show(comparison: Any, out: Path) -> None:

@@ -17,9 +17,12 @@ from ssl_retrieval.data.tasks import require_positives
 from ssl_retrieval.embed import EmbedOptions
 from ssl_retrieval.features import Features, derived, extracted, needs_vectors
 from ssl_retrieval.fitting import images_of_section
+from ssl_retrieval.query_groups import query_groups
 from ssl_retrieval.recipe import Derived
 from ssl_retrieval.report.files import write_report
 from ssl_retrieval.representation import Representation, check_label
+from ssl_retrieval.resampling import StatisticsOptions
+from ssl_retrieval.seed_groups import SEED_OF
 from ssl_retrieval.similarity import Similarity
 from ssl_retrieval.store import FitOptions, Store
 from ssl_retrieval.types import Report, Task, digest_of
@@ -49,6 +52,7 @@ class EvaluateConfig:
         steps: Post-processing of its vectors, in order (see `postprocess.parse`).
         rerank: Re-ranking of what is found, in order (see `rerank.parse`).
         label: The representation's name in tables; by default ``model.name``.
+        seed_of: The method of which this is one seed; ``compare`` joins all seeds of a method.
         embed: Batch size and workers.
         protocol: See `ProtocolOptions`.
         metrics: Metric names; empty = the default list and what fits the task. ``mAP`` is always there.
@@ -57,6 +61,7 @@ class EvaluateConfig:
             training images.
         fit_limit: At most so many of them.
         fit_on_test: Whether test images may be among them.
+        statistics: See `StatisticsOptions`.
     """
 
     out: str = "???"
@@ -67,6 +72,7 @@ class EvaluateConfig:
     steps: list[str] = field(default_factory=list)
     rerank: list[str] = field(default_factory=list)
     label: str = ""
+    seed_of: str = ""
     embed: EmbedOptions = field(default_factory=EmbedOptions)
     protocol: ProtocolOptions = field(default_factory=ProtocolOptions)
     metrics: list[str] = field(default_factory=list)
@@ -74,6 +80,7 @@ class EvaluateConfig:
     fit: Any = plugin("dataset")
     fit_limit: int = 5000
     fit_on_test: bool = False
+    statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +109,12 @@ def evaluate(cfg: EvaluateConfig) -> Report:
     require_writable(out)
     postprocess.parse(cfg.steps)
     rerank.parse(cfg.rerank)
+    cfg.statistics.check()
     task = load_task(cfg.data, cfg.protocol)
     label = cfg.label or cfg.model.name
     check_label(label)
+    if cfg.seed_of:
+        check_label(cfg.seed_of)
     store = Store(
         task,
         cache=Path(cfg.cache).expanduser() if cfg.cache else out / "embeddings",
@@ -125,9 +135,19 @@ def evaluate(cfg: EvaluateConfig) -> Report:
     features = extracted(representation, store)
     if has_more:
         features = derived(label, recipe, [features], store)
-    scored = score_features(features, wanted, device, config.to_dict(cfg))
-    write_report(scored.report, out / "report.json")
+    scored = as_seed_of(cfg.seed_of, score_features(features, wanted, device, config.to_dict(cfg)))
+    write_report(scored.report, out / "report.json", cfg.statistics.resample)
     return scored.report
+
+
+def as_seed_of(method: str, scored: Scored) -> Scored:
+    """Mark what was scored as one seed of a method; an empty name marks nothing."""
+    if not method:
+        return scored
+    representation = scored.report.representation | {SEED_OF: method}
+    return dataclasses.replace(
+        scored, report=dataclasses.replace(scored.report, representation=representation)
+    )
 
 
 def fit_options(cfg: Any) -> FitOptions:
@@ -226,6 +246,7 @@ def score_features(
         query_ids=kept.queries.paths,
         per_query=measured.per_query,
         pooled=measured.pooled,
+        query_groups=query_groups(kept),
         costs={
             "embed_images_per_s": features.images_per_s,
             "search_queries_per_s": measured.queries_per_s,

@@ -20,6 +20,7 @@ from ssl_retrieval.evaluate import (
     EvaluateConfig,
     ProtocolOptions,
     Scored,
+    as_seed_of,
     fit_options,
     load_task,
     score_features,
@@ -34,7 +35,9 @@ from ssl_retrieval.report.gallery import GalleryQuery, GalleryRow, pick_queries
 from ssl_retrieval.report.page import write_page
 from ssl_retrieval.report.table import to_csv, to_markdown
 from ssl_retrieval.representation import Representation, check_label
+from ssl_retrieval.resampling import StatisticsOptions
 from ssl_retrieval.search import top_k
+from ssl_retrieval.seed_groups import check_seeds, method_of
 from ssl_retrieval.similarity import Rows
 from ssl_retrieval.store import Shelf, Store
 from ssl_retrieval.types import Report, Task
@@ -68,6 +71,9 @@ class CompareConfig:
         fit_on_test: Whether test images may be among them.
         on_missing_fit: What becomes of a representation that must be fitted on a task without images to
             fit on: ``leave_out`` (and say so) or ``fail``.
+        seeds: Label of a method -> labels of models (or of what is derived) that differ by their seed only;
+            they are compared as one.
+        statistics: See `StatisticsOptions`.
     """
 
     out: str = "???"
@@ -89,6 +95,21 @@ class CompareConfig:
     fit_limit: int = 5000
     fit_on_test: bool = False
     on_missing_fit: str = "leave_out"
+    seeds: dict[str, list[str]] = field(default_factory=dict)
+    statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
+
+
+@dataclass
+class FinishedReports:
+    """The keys of ``ssl-retrieval compare A.json B.json``.
+
+    Attributes:
+        out: Folder for tables and page; empty = the option ``--out``, or ``comparison``.
+        statistics: See `StatisticsOptions`.
+    """
+
+    out: str = ""
+    statistics: StatisticsOptions = field(default_factory=StatisticsOptions)
 
 
 def run_grid(cfg: CompareConfig) -> Comparison:
@@ -132,16 +153,20 @@ def run_grid(cfg: CompareConfig) -> Comparison:
                 say(left_out[label][-1])
                 continue
             made[label][name] = features
-            scored[label][name] = score_features(
-                features, wanted[label], device, _resolved(cfg, sections[label], name)
+            result = score_features(features, wanted[label], device, _resolved(cfg, sections[label], name))
+            scored[label][name] = as_seed_of(method_of(name, cfg.seeds), result)
+            write_report(
+                scored[label][name].report,
+                out / "reports" / f"{store.task.name}--{name}.json",
+                cfg.statistics.resample,
             )
-            write_report(scored[label][name].report, out / "reports" / f"{store.task.name}--{name}.json")
         pace.finished(name)
     for label, task in tasks.items():
         if not scored[label]:
             raise UserError(f"nothing could be evaluated on task {task.name!r}: {left_out[label][0]}")
     say("comparing: bootstrap intervals and paired tests")
-    comparison = compare([r.report for of_task in scored.values() for r in of_task.values()])
+    reports = [r.report for of_task in scored.values() for r in of_task.values()]
+    comparison = compare(reports, options=cfg.statistics)
     comparison = replace(comparison, notes=(*comparison.notes, *chain.from_iterable(left_out.values())))
     galleries = {
         of_task[next(iter(of_task))].task.name: _galleries(comparison, of_task, cfg.num_gallery_queries)
@@ -166,6 +191,8 @@ def _check(cfg: CompareConfig) -> None:
         known.append(name)
     for name in known:
         check_label(name)
+    cfg.statistics.check()
+    check_seeds(cfg.seeds, known)
 
 
 def _check_what_has_vectors(cfg: CompareConfig, models: Mapping[str, Representation]) -> None:
@@ -221,6 +248,7 @@ def _resolved(cfg: CompareConfig, section: Any, name: str) -> dict[str, Any]:
         return {key: value for key, value in resolved.items() if key in known} | {
             "model": models[name],
             "label": name,
+            "seed_of": method_of(name, cfg.seeds),
         }
     wanted = {name, *_all_parts(name, cfg)}
     return resolved | {
@@ -228,6 +256,7 @@ def _resolved(cfg: CompareConfig, section: Any, name: str) -> dict[str, Any]:
         "network": {},
         "models": {label: model for label, model in models.items() if label in wanted},
         "derived": {label: recipe for label, recipe in recipes.items() if label in wanted},
+        "seeds": {},
     }
 
 
@@ -252,9 +281,9 @@ def write_tables(
     write_page(comparison, dict(galleries), out / "report.html", title, notes)
 
 
-def compare_reports(reports: list[Report], out: Path, force: bool) -> Comparison:
+def compare_reports(reports: list[Report], out: Path, force: bool, options: StatisticsOptions) -> Comparison:
     """Compare finished reports and write the tables and the page."""
-    comparison = compare(reports, force=force)
+    comparison = compare(reports, force=force, options=options)
     write_tables(comparison, out, {}, CompareConfig.title, [])
     return comparison
 

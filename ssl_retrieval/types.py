@@ -296,6 +296,7 @@ class Report:
         per_query: Metric name -> float64 [Q]; NaN where the query has no positive. Means are derived
             from these, so that differences can be tested query by query.
         pooled: Metrics that are no mean over queries (``uap``, ``mAP_macro``): name -> value.
+        query_groups: int64 [Q], the class or object of each query (see `query_groups`); None = not known.
         costs: ``embed_images_per_s``, ``search_queries_per_s``, ``bytes_per_image``, ``peak_rss_mib``,
             ``train_s``; re-ranked also ``rerank_ms_per_query``, ``rerank_offline_s`` and
             ``rerank_bytes_per_image``.
@@ -313,6 +314,7 @@ class Report:
     query_ids: tuple[str, ...]
     per_query: dict[str, FloatArray]
     pooled: dict[str, float] = field(default_factory=dict)
+    query_groups: IntArray | None = None
     costs: dict[str, float | None] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -327,6 +329,9 @@ class Report:
         for values in self.per_query.values():
             assert values.dtype == np.float64
             assert values.shape == (len(self.query_ids),)
+        if self.query_groups is not None:
+            assert self.query_groups.dtype == np.int64
+            assert self.query_groups.shape == (len(self.query_ids),)
 
 
 def digest_of(value: Any) -> str:

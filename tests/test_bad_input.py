@@ -178,7 +178,20 @@ def test_no_out(cli: Command, jobs: dict[str, Path], photos: Path, command: str)
         (["compare", "COMPARE", "ROOT", "OUT", "models.a/b.name=pixels"], "representation 'a/b'"),
         (["compare", "nowhere.json"], "cannot read the report nowhere.json: No such file"),
         (["compare", "JOB.json"], "is JSON but not a report"),
-        (["compare", "nowhere.json", "seed=1"], "'seed=1': finished reports take no key but out=DIR"),
+        (
+            ["compare", "nowhere.json", "statistics.resample=class"],
+            "statistics.resample='class': use auto, queries or groups",
+        ),
+        (
+            ["evaluate", "JOB", "ROOT", "OUT", "statistics.test=t"],
+            "statistics.test='t': use sign_flip",
+        ),
+        (
+            ["compare", "COMPARE", "ROOT", "OUT", "seeds.twins=[tiny]"],
+            "seeds.twins: give at least two representations",
+        ),
+        (["compare", "COMPARE", "ROOT", "OUT", "seeds.twins=[tiny,x]"], "seeds.twins: no representation 'x'"),
+        (["compare", "nowhere.json", "seed=1"], "unknown key 'seed' (known keys: out, statistics)"),
         (["pretrain", "PRETRAIN", "ROOT", "OUT", "model.name=resnet5O"], "did you mean 'resnet50'"),
         (["pretrain", "PRETRAIN", "ROOT", "OUT", "method.name=simcrl"], "did you mean 'simclr'"),
     ],

@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ssl_retrieval.compare import HEADLINE_METRIC, Entry, TaskComparison
+from ssl_retrieval.report.footnotes import mark_of
 from ssl_retrieval.report.numbers import format_bounds, format_score, known
 
 _FAMILY_COLOURS = {
@@ -83,7 +84,7 @@ def _draw(entries: list[Entry], colours: dict[str, str]) -> Figure:
             axes.plot([score.low, score.high], [row, row], color=_INK, linewidth=1.4, zorder=3)
             for end in (score.low, score.high):
                 axes.plot([end, end], [row - 0.1, row + 0.1], color=_INK, linewidth=1.4, zorder=3)
-        value = format_score(score.mean, HEADLINE_METRIC) + (" ★" if entry.in_best_group else "")
+        value = f"{format_score(score.mean, HEADLINE_METRIC)} {mark_of(entry)}".rstrip().replace("*", "★")
         place = _high_end(entry) + right * 0.012
         axes.text(place, row, value, va="center", weight="bold" if entry.in_best_group else "normal")
         axes.text(0, row - 0.32, _shorten(entry.name), va="bottom", parse_math=False, fontsize=9.5)

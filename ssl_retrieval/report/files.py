@@ -17,44 +17,51 @@ import pandas as pd
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.metrics_classes import CLASS_COLUMN, per_class
+from ssl_retrieval.resampling import AUTO, of_report
 from ssl_retrieval.statistics import bootstrap_mean
 from ssl_retrieval.types import IntArray, Report
 
 SCHEMA = 1
 QUERY_COLUMN = "query"
 RANKS_COLUMN = "ranks"
+GROUP_COLUMN = "group"
 
 
-def write_report(report: Report, file: Path) -> None:
+def write_report(report: Report, file: Path, resample: str = AUTO) -> None:
     """Write a report as ``report.json`` and its per-query values beside it.
 
     All files appear whole or not at all. The Parquet files are written first, so that a json never names
-    a file that is missing: values per query (columns: ``query``, ``class`` where there are labels, ``ranks``
-    of the relevant items unless they are too many, then one per metric), and, where there are labels, means
-    per class (see `metrics_classes.per_class`).
+    a file that is missing: values per query (columns: ``query``, ``class`` where there are labels, ``group``
+    where it is known, ``ranks`` of the relevant items unless they are too many, then one per metric), and,
+    where there are labels, means per class (see `metrics_classes.per_class`).
 
     Args:
         report: What to write.
         file: Path of the json; the others are ``<stem>.per_query.parquet`` and ``<stem>.per_class.parquet``
             in the same folder.
+        resample: What its intervals resample, see `StatisticsOptions`.
     """
     per_query_file = file.with_name(f"{file.stem}.per_query.parquet")
     per_class_file = file.with_name(f"{file.stem}.per_class.parquet")
     columns: dict[str, Any] = {QUERY_COLUMN: list(report.query_ids)}
     if report.query_classes:
         columns[CLASS_COLUMN] = list(report.query_classes)
+    if report.query_groups is not None:
+        columns[GROUP_COLUMN] = report.query_groups
     if report.ranks:
         columns[RANKS_COLUMN] = list(report.ranks)
     tables = {per_query_file: pd.DataFrame(columns | report.per_query)}
     if report.query_classes:
         tables[per_class_file] = per_class(report.per_query, report.query_classes)
+    decided = of_report(report, resample)
     content = {
         "schema": SCHEMA,
         "task": report.task,
         "level": report.info.get("level"),
         "representation": report.representation,
         "protocol": report.protocol,
-        "metrics": _summarise(report),
+        "metrics": _summarise(report, decided.groups),
+        "intervals": {"resampling": decided.words, "remark": decided.note},
         "pooled": report.pooled,
         "per_query": per_query_file.name,
         "per_class": per_class_file.name if report.query_classes else None,
@@ -97,6 +104,7 @@ def read_report(file: Path) -> Report:
             query_ids=tuple(table[QUERY_COLUMN].astype(str)),
             per_query={name: table[name].to_numpy(dtype=np.float64) for name in stored if name not in pooled},
             pooled=pooled,
+            query_groups=table[GROUP_COLUMN].to_numpy(np.int64) if GROUP_COLUMN in table else None,
             costs=dict(content["costs"]),
             config=dict(content.get("config", {})),
             versions=dict(content["versions"]),
@@ -133,10 +141,10 @@ def ranks_of_query(report: Report, query: str) -> IntArray:
     return report.ranks[report.query_ids.index(query)]
 
 
-def _summarise(report: Report) -> dict[str, Any]:
+def _summarise(report: Report, groups: IntArray | None) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for name, values in report.per_query.items():
-        interval = bootstrap_mean(values)
+        interval = bootstrap_mean(values, groups=groups)
         metrics[name] = {
             "mean": interval.mean,
             "ci95": [interval.low, interval.high],

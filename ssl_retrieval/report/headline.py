@@ -1,8 +1,8 @@
 """The result in plain words: which representation is best on a task, and is the difference real?"""
 
-from ssl_retrieval.compare import HEADLINE_METRIC, SIGNIFICANCE, Duel, TaskComparison
+from ssl_retrieval.compare import HEADLINE_METRIC, Duel, TaskComparison
 from ssl_retrieval.report.numbers import format_bounds, format_p, format_score, known
-from ssl_retrieval.statistics import PairedDifference
+from ssl_retrieval.statistics import SIGNIFICANCE, PairedDifference
 
 
 def headline(task: TaskComparison) -> list[str]:

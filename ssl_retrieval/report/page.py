@@ -13,11 +13,11 @@ from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.compare import Comparison, TaskComparison
 from ssl_retrieval.report.chart import draw_chart, family_colours
 from ssl_retrieval.report.coverage import coverage_notes
+from ssl_retrieval.report.footnotes import LEGEND, statistics_notes
 from ssl_retrieval.report.gallery import GalleryQuery, GalleryRow, thumbnail
 from ssl_retrieval.report.headline import headline
 from ssl_retrieval.report.numbers import format_count, format_p, format_score
 from ssl_retrieval.report.table import (
-    BEST_GROUP_LEGEND,
     LEVEL_TITLES,
     Column,
     columns,
@@ -60,7 +60,7 @@ def write_page(
         table_notes=[*coverage_notes(comparison), *fitted_notes(comparison)],
         cost_keys=list(dict.fromkeys(key for entry in entries for key in entry.report.costs)),
         colours=colours,
-        best_group_legend=BEST_GROUP_LEGEND,
+        legend=LEGEND.replace("*", "★"),
         galleries=galleries,
         notes=notes,
         versions=_versions(comparison),
@@ -92,6 +92,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "thumbnail": thumbnail,
         "headline": headline,
+        "statistics_notes": statistics_notes,
         "level": _level,
         "score": format_score,
         "p": format_p,

@@ -19,10 +19,10 @@ from rich.text import Text
 
 from ssl_retrieval.compare import HEADLINE_METRIC, Comparison, Entry, TaskComparison
 from ssl_retrieval.report.coverage import coverage_notes
+from ssl_retrieval.report.footnotes import LEGEND, mark_of, statistics_notes
 from ssl_retrieval.report.numbers import NOTHING, format_bounds, format_count, format_score, known
 
 LEVEL_TITLES = {"instance": "instance-level", "category": "category-level"}
-BEST_GROUP_LEGEND = "best of its task, or not significantly different from it (paired test, Holm, 5 %)"
 COST_TITLES = ("dim", "images/s", "bytes/image", "search ms", "peak MiB", "training s")
 RERANK_TITLE = "re-rank ms"
 _WIDE_METRICS = (HEADLINE_METRIC, "hit_rate@1", "ns_score")
@@ -47,6 +47,10 @@ class Column:
     def is_best(self, entry: Entry | None) -> bool:
         """Whether the cell is marked: only the metric that was tested is."""
         return entry is not None and self.metric == HEADLINE_METRIC and entry.in_best_group
+
+    def mark(self, entry: Entry | None) -> str:
+        """What stands behind the cell's number: see `footnotes.LEGEND`."""
+        return mark_of(entry) if entry is not None and self.metric == HEADLINE_METRIC else ""
 
     def value(self, entry: Entry | None) -> str:
         """The cell's number."""
@@ -115,7 +119,11 @@ def to_rich(comparison: Comparison) -> Group:
     """
     by_task = [(task, list(of_task)) for task, of_task in groupby(columns(comparison), _task_of)]
     parts = [by_task[i : i + _TASKS_PER_TABLE] for i in range(0, len(by_task), _TASKS_PER_TABLE)]
-    below = [Text(note, style="dim") for note in (f"* {BEST_GROUP_LEGEND}", *coverage_notes(comparison))]
+    notes = [
+        *(f"{task.task}: {' '.join(statistics_notes(task))}" for task in comparison.tasks),
+        *coverage_notes(comparison),
+    ]
+    below = [Text(note, style="dim") for note in (LEGEND, *notes)]
     below += [Text(note, style="bold yellow") for note in [*comparison.notes, *fitted_on_queries(comparison)]]
     return Group(*(_rich_table(comparison, part) for part in parts), *below)
 
@@ -136,7 +144,7 @@ def _rich_table(comparison: Comparison, by_task: list[tuple[TaskComparison, list
         cells = [Text(name)]
         for task, shown in by_task:
             entry = task.entry(name)
-            values = [column.value(entry) + ("*" if column.is_best(entry) else "") for column in shown]
+            values = [column.value(entry) + column.mark(entry) for column in shown]
             cell = Text(_side_by_side(values))
             if shown[0].is_best(entry):
                 cell.stylize("bold green", 0, len(values[0]))
@@ -165,14 +173,16 @@ def to_markdown(comparison: Comparison) -> str:
         row = [_escape(name), _escape(comparison.entries(name)[0].family)]
         for column in shown:
             entry = column.task.entry(name)
-            value = f"**{column.value(entry)}**" if column.is_best(entry) else column.value(entry)
+            value = column.value(entry)
+            if column.is_best(entry):
+                value = f"**{value}**{_escape(column.mark(entry)).replace('*', '★')}"
             bounds = column.bounds(entry)
             row.append(f"{value} [{bounds}]" if bounds else value)
         rows.append(row + costs(comparison, name))
     titles = [_escape(title) for title in (*header, *cost_titles(comparison))]
     lines = [titles, [":--"] * 2 + ["--:"] * (len(titles) - 2), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    below = [f"**Bold**: {BEST_GROUP_LEGEND}. In brackets: 95 % bootstrap interval over queries."]
+    below = [f"{LEGEND.replace('*', '★')}. In brackets: 95 % interval."]
     notes = [
         *comparison.notes,
         *fitted_on_queries(comparison),
@@ -182,7 +192,7 @@ def to_markdown(comparison: Comparison) -> str:
     below += [_escape(note) for note in notes]
     below += [
         f"- {_escape(task.task)}: {task.best.score.num_queries} queries, protocol "
-        f"`{task.protocol['hash']}`. {_escape(task.description)}".rstrip()
+        f"`{task.protocol['hash']}`. {_escape(' '.join([task.description, *statistics_notes(task)]).strip())}"
         for task in comparison.tasks
     ]
     return f"{text}\n\n" + "\n".join(f"{line}\n" if line[0] != "-" else line for line in below) + "\n"
@@ -264,6 +274,10 @@ def to_csv(comparison: Comparison) -> str:
                         "best": task.best.name if tested else None,
                         "p_holm": entry.p_holm if tested else None,
                         "in_best_group": entry.in_best_group if tested else None,
+                        "resampling": task.resampling,
+                        "detectable": task.detectable if tested else None,
+                        "num_seeds": len(entry.seeds),
+                        "seed_deviation": entry.seed_deviation if tested else None,
                         "protocol": entry.report.protocol["hash"],
                         **entry.report.costs,
                     }
