@@ -1,5 +1,6 @@
 """Who is best, who shares its group, and which reports refuse to be compared."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 
 from ssl_retrieval.compare import compare
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.resampling import StatisticsOptions
 from ssl_retrieval.statistics import holm, paired_test
-from ssl_retrieval.types import FloatArray, Protocol, Report
+from ssl_retrieval.types import FloatArray, IntArray, Protocol, Report
 
 NUM_QUERIES = 200
 IDS = tuple(f"{i:03}.jpg" for i in range(NUM_QUERIES))
@@ -21,6 +23,7 @@ def make_report(
     family: str = "hand-crafted",
     query_ids: tuple[str, ...] = IDS,
     protocol: Protocol | None = None,
+    groups: IntArray | None = None,
     **info: Any,
 ) -> Report:
     return Report(
@@ -29,6 +32,7 @@ def make_report(
         protocol=(protocol or Protocol()).to_dict(),
         query_ids=query_ids,
         per_query={"mAP": np.asarray(values, np.float64)},
+        query_groups=groups,
         info={"level": "instance"} | info,
     )
 
@@ -188,3 +192,69 @@ def test_hopeless_input_gives_one_clear_line() -> None:
         compare(twice)
     with pytest.raises(UserError, match="no query has anything to find"):
         compare([make_report("a", np.full(NUM_QUERIES, np.nan))])
+
+
+def test_classes_are_resampled_and_a_difference_of_few_classes_is_a_tie() -> None:
+    """The gain lies in four of forty classes: with queries as evidence it is real, with classes it is not."""
+    classes = np.repeat(np.arange(40), 5)
+    gain = np.where(classes < 4, 0.2, 0.0) + noise(1, 0.01)
+    reports = [
+        make_report("a", 0.5 + gain, groups=classes, level="category"),
+        make_report("b", np.full(NUM_QUERIES, 0.5), groups=classes, level="category"),
+    ]
+
+    by_class = compare(reports).tasks[0]
+    by_query = compare(reports, options=StatisticsOptions(resample="queries")).tasks[0]
+
+    assert by_class.resampling == "resample the 40 classes with all their queries"
+    assert by_query.resampling == "resample the 200 queries"
+    assert all(entry.in_best_group for entry in by_class.entries)
+    assert not by_query.entries[1].in_best_group
+    assert by_class.detectable > 1.5 * by_query.detectable
+    widths = [task.best.score.high - task.best.score.low for task in (by_class, by_query)]
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_groups_follow_their_queries_and_are_borrowed_from_a_report_that_has_them() -> None:
+    classes = np.repeat(np.arange(40), 5)
+    order = np.random.default_rng(0).permutation(NUM_QUERIES)
+    values = noise(0, 0.1) + 0.5
+    known = make_report("a", values[order], query_ids=tuple(IDS[i] for i in order), groups=classes[order])
+    old = make_report("b", values - 0.1 + noise(1, 0.1))
+
+    borrowed = compare([old, known]).tasks[0]
+    both = compare([replace(old, query_groups=classes), known]).tasks[0]
+
+    assert "40 objects" in borrowed.resampling
+    assert borrowed.entries[1].behind_best == both.entries[1].behind_best
+    assert borrowed.entries[0].score == both.entries[0].score
+
+
+def test_the_bootstrap_test_can_be_chosen(known_answer: list[Report]) -> None:
+    chosen = compare(known_answer, options=StatisticsOptions(test="bootstrap")).tasks[0]
+    best, worse = chosen.best, chosen.entry("worse")
+    assert worse is not None
+    assert worse.behind_best is not None
+    pair = (best.report.per_query["mAP"], worse.report.per_query["mAP"])
+    assert worse.behind_best.p_value == paired_test(*pair, seed=0, test="bootstrap").p_value
+    with pytest.raises(UserError, match=r"statistics\.test='t'"):
+        compare(known_answer, options=StatisticsOptions(test="t"))
+
+
+def test_too_few_units_for_so_many_tests_are_said() -> None:
+    """Six objects: the smallest p-value is 2 / 64, and two tests double it above 0.05."""
+    objects = np.repeat(np.arange(6), 34)[:NUM_QUERIES]
+    means = {"a": 0.9, "b": 0.2, "c": 0.1}
+    reports = [make_report(name, np.full(NUM_QUERIES, m), groups=objects) for name, m in means.items()]
+
+    forced = compare(reports, options=StatisticsOptions(resample="groups")).tasks[0]
+    by_choice = compare(reports).tasks[0]
+
+    assert "2 comparisons are too many for 6 resampled units" in forced.remarks[0]
+    assert all(entry.in_best_group for entry in forced.entries)
+    assert "6 objects, too few" in by_choice.remarks[0]
+    assert not by_choice.entries[1].in_best_group
+
+
+def test_nothing_to_compare_with_leaves_no_detectable_difference() -> None:
+    assert np.isnan(compare([make_report("a", noise(0, 0.1) + 0.5)]).tasks[0].detectable)

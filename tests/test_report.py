@@ -415,3 +415,48 @@ def test_thumbnails_are_small_jpegs(tmp_path: Path) -> None:
     assert picture.format == "JPEG"
     assert picture.size == (96, 1)
     assert picture.getpixel((5, 0)) == (255, 255, 255)
+
+
+def test_groups_are_written_and_read_back_and_rule_intervals(tmp_path: Path, reports: list[Report]) -> None:
+    grouped = replace(reports[0], query_groups=np.repeat(np.arange(30), 2))
+    write_report(grouped, tmp_path / "a.json")
+    write_report(grouped, tmp_path / "b.json", resample="queries")
+
+    contents = [json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json")]
+
+    np.testing.assert_array_equal(read_report(tmp_path / "a.json").query_groups, grouped.query_groups)
+    assert pd.read_parquet(tmp_path / "a.per_query.parquet").columns[:2].tolist() == ["query", "group"]
+    # Two queries find nothing: the first object has none left.
+    assert contents[0]["intervals"]["resampling"] == "resample the 29 objects with all their queries"
+    assert contents[1]["intervals"]["resampling"] == "resample the 58 queries"
+    assert contents[0]["metrics"]["mAP"]["ci95"] != contents[1]["metrics"]["mAP"]["ci95"]
+
+
+def test_every_table_says_what_ties_and_what_the_task_can_tell_apart(
+    tmp_path: Path, reports: list[Report]
+) -> None:
+    twin = replace(reports[2], representation=reports[2].representation | {"name": "twin"})
+    twin.per_query["mAP"][2:] += np.random.default_rng(0).normal(0, 0.02, 58)
+    comparison = compare([*reports[:3], twin])
+    task = comparison.tasks[0]
+    tie = next(entry for entry in task.ranked if entry is not task.best)
+    write_page(comparison, {}, tmp_path / "page.html", "t")
+    page, markdown = (tmp_path / "page.html").read_text(), to_markdown(comparison)
+    console = Console(width=80, file=io.StringIO())
+    console.print(to_rich(comparison))
+    terminal = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+    assert task.best.behind_best is None
+    assert tie.in_best_group
+    for text in (page, markdown, terminal):
+        assert "≈ a tie: not significantly different from the best" in text
+        assert f"differences of about {task.detectable:.3f} mAP" in text
+        assert "resample the 58 queries" in text
+    assert f"**{tie.score.mean:.3f}**≈ [" in markdown
+    assert f"**{task.best.score.mean:.3f}**★ [" in markdown
+    assert f"<strong>{tie.score.mean:.3f}≈</strong>" in page
+    assert f"{tie.score.mean:.3f}≈" in terminal
+    assert f"{task.best.score.mean:.3f}*" in terminal
+    rows = pd.read_csv(io.StringIO(to_csv(comparison))).query("metric == 'mAP'")
+    np.testing.assert_allclose(rows["detectable"], task.detectable)
+    assert rows["num_seeds"].tolist() == [1] * 4
