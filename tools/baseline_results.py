@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ssl_retrieval.report.files import read_report
+from ssl_retrieval.resampling import of_report
 from ssl_retrieval.statistics import bootstrap_mean
 from ssl_retrieval.types import Report
 
@@ -104,7 +105,8 @@ def differences(run: Path) -> str:
                 if mine is None or name == start:
                     line.append("–")
                     continue
-                gain = bootstrap_mean(mine.per_query["mAP"] - of_task[task][start].per_query["mAP"])
+                differences = mine.per_query["mAP"] - of_task[task][start].per_query["mAP"]
+                gain = bootstrap_mean(differences, groups=of_report(mine).groups)
                 line.append(f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ssl_retrieval.report.files import read_report
 from ssl_retrieval.report.numbers import format_count, format_score
+from ssl_retrieval.resampling import of_report
 from ssl_retrieval.statistics import holm, paired_test
 from ssl_retrieval.types import Report
 
@@ -39,7 +40,11 @@ def table(run: Path) -> str:
     reranked = [name for name, recipe in recipes.items() if recipe.get("rerank")]
     order = pd.read_csv(run / "table.csv")["representation"].drop_duplicates().tolist()
     tests = {
-        name: paired_test(by_name[name].per_query["mAP"], by_name[recipes[name]["of"][0]].per_query["mAP"])
+        name: paired_test(
+            by_name[name].per_query["mAP"],
+            by_name[recipes[name]["of"][0]].per_query["mAP"],
+            groups=of_report(by_name[name]).groups,
+        )
         for name in order
         if name in reranked
     }
