@@ -1,6 +1,8 @@
-"""Files that are either whole or absent, whenever the process is killed."""
+"""Files and folders that are either whole or absent, whenever the process is killed."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,35 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``; on success it takes ``folder``'s place in one step.
+
+    Of two processes that make the same folder at once one wins, and the other's work is dropped.
+
+    Args:
+        folder: Where the finished folder will stand; it does not exist yet. Its parent is made when missing.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        OSError: The parent cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def require_writable(folder: Path) -> None:

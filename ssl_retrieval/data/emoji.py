@@ -6,8 +6,6 @@ The pictures come inside the package (``demo/emoji.zip``, licences beside it; ma
 
 import hashlib
 import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from ssl_retrieval.atomic import atomic_folder
 from ssl_retrieval.data.base import DataConfig, check, one_of
 from ssl_retrieval.data.tasks import labelled
 from ssl_retrieval.errors import UserError
@@ -112,25 +111,14 @@ def unpack(archive: Path, root: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
-    except OSError as error:
-        raise UserError(f"cannot unpack the emoji to {str(root)!r} ({error.strerror}): set root") from error
-    try:
-        with zipfile.ZipFile(archive) as file:
+        with atomic_folder(folder) as partial, zipfile.ZipFile(archive) as file:
             for name in file.namelist():
                 inside = PurePosixPath(name.replace("\\", "/"))
                 if inside.is_absolute() or ".." in inside.parts:
                     raise UserError(f"{archive}: member {name!r} leaves the folder")
             file.extractall(partial)
-        partial.chmod(0o755)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot unpack the emoji to {str(root)!r} ({error.strerror}): set root") from error
     return folder
 
 

@@ -1,7 +1,8 @@
 """Published ground truths: find the images that they name, and read their tables."""
 
-from collections.abc import Iterable
-from pathlib import Path
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pandas as pd
 from ssl_retrieval.data.base import nearby
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import list_images
-from ssl_retrieval.types import IntArray
+from ssl_retrieval.types import ImageSet, IntArray
 
 
 def ground_truth_file(root: Path, name: str, given: str, source: str) -> Path:
@@ -30,6 +31,24 @@ def ground_truth_file(root: Path, name: str, given: str, source: str) -> Path:
     found = None if given else nearby(root, name)
     hint = f"data.root={str(found)!r} has it" if found else f"download it ({source})"
     raise UserError(f"no ground truth {str(file)!r}: {hint}, or set data.ground_truth to where it is")
+
+
+def published_file(root: Path, name: str, advice: str) -> Path:
+    """Find a file that a dataset's archive holds.
+
+    Args:
+        root: The dataset's folder.
+        name: Relative to it.
+        advice: What to download and where to unpack it, for the message.
+
+    Raises:
+        UserError: There is no such file.
+    """
+    if (root / name).is_file():
+        return root / name
+    found = nearby(root, name)
+    hint = f"try data.root={found}" if found else advice
+    raise UserError(f"no {name!r} in {str(root)!r}: {hint}")
 
 
 def by_stem(root: Path) -> dict[str, str]:
@@ -99,6 +118,68 @@ def require(names: Iterable[str], there: Iterable[str], root: Path) -> None:
             f"({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}): unpack all parts of the "
             "dataset, or check data.root"
         )
+
+
+def require_files(root: Path, paths: Sequence[str]) -> None:
+    """Insist that all image files that a ground truth names are there (see `require`).
+
+    Each folder is listed once, which for a million files is far quicker than asking for every one.
+
+    Args:
+        root: The dataset's folder.
+        paths: Relative to it; none leaves it.
+
+    Raises:
+        UserError: A path leaves the root or is listed twice, or files are missing.
+    """
+    ImageSet(root, tuple(paths))  # refuses paths that leave the root before any is looked at
+    folders = {str(PurePosixPath(path).parent) for path in paths}
+    there = {(folder, name) for folder in folders for name in _names_in(root / folder)}
+    require(paths, (path for path in paths if _split(path) in there), root)
+
+
+def _names_in(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _split(path: str) -> tuple[str, str]:
+    return str(PurePosixPath(path).parent), PurePosixPath(path).name
+
+
+def fields(file: Path, columns: Mapping[str, type], header: int = 0) -> pd.DataFrame:
+    """Read a text file of fields between spaces, one row per line.
+
+    Args:
+        file: Its empty lines are left out.
+        columns: Name -> int, float or str, for each field of a line.
+        header: How many lines come before the first row.
+
+    Returns:
+        One row per line.
+
+    Raises:
+        UserError: The file is missing, unreadable or has no row, or a line does not fit; it is named.
+    """
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise UserError(f"cannot read {str(file)!r}: {reason}; download the published file") from None
+    rows = []
+    for number, line in enumerate(lines[header:], start=header + 1):
+        parts = line.split()
+        if not parts:
+            continue
+        try:
+            rows.append([kind(part) for kind, part in zip(columns.values(), parts, strict=True)])
+        except ValueError:
+            raise UserError(
+                f"{str(file)!r}, line {number}: {' '.join(columns)} are needed, not {line[:60]!r}: "
+                "download the published file again"
+            ) from None
+    if not rows:
+        raise UserError(f"{str(file)!r} has no rows: download the published file again")
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 def table(file: Path, columns: tuple[str, ...], header: bool = True) -> pd.DataFrame:

@@ -18,7 +18,8 @@ medium     easy and hard junk
 hard       hard          junk and easy
 ========== ============= =======================
 
-The 70 query images are no part of the gallery. They are cut to their boxes unless
+The 70 query images are no part of the gallery; one that a changed ground truth lists there too is ignored in
+its own ranking. They are cut to their boxes unless
 ``data.query_crop=none``; the protocol records it, for it moves the score by a point or more. Queries with
 nothing to find do not count. The benchmark's average precision is ``mAP_trapezoid``.
 """
@@ -89,14 +90,21 @@ def load(cfg: Config) -> Task:
     gallery = ImageSet(root, tuple(paths[name] for name in truth.gallery))
     boxes = np.array(truth.boxes, np.float32) if cfg.query_crop == "box" else None
     queries = ImageSet(root, tuple(paths[name] for name in truth.queries), boxes=boxes)
+    itself = _positions(truth)
     queries, gallery, count = distractors.add(cfg.distractors, queries, gallery)
     return Task(
         name=f"{cfg.set}-{cfg.difficulty}{distractors.in_name(count)}",
         level="instance",
         queries=queries,
         gallery=gallery,
-        relevant=tuple(_union(lists, _RELEVANT[cfg.difficulty]) for lists in truth.lists),
-        ignored=tuple(_union(lists, _IGNORED[cfg.difficulty]) for lists in truth.lists),
+        relevant=tuple(
+            np.setdiff1d(_union(lists, _RELEVANT[cfg.difficulty]), own)
+            for lists, own in zip(truth.lists, itself, strict=True)
+        ),
+        ignored=tuple(
+            np.union1d(_union(lists, _IGNORED[cfg.difficulty]), own)
+            for lists, own in zip(truth.lists, itself, strict=True)
+        ),
         protocol=Protocol(query_crop=cfg.query_crop),
         description=f"{len(queries)} views of buildings search for the same building among "
         f"{len(gallery) - count} photos, {cfg.difficulty}.{distractors.in_words(count)}",
@@ -177,6 +185,14 @@ def _box(value: Any) -> tuple[float, ...]:
 
 def _plain(value: Any) -> Any:
     return value.values if isinstance(value, NumberArray) else value
+
+
+def _positions(truth: GroundTruth) -> tuple[IntArray, ...]:
+    """Give, for each query, where it stands in the gallery itself: int64 [0] or [1]."""
+    position = {name: i for i, name in enumerate(truth.gallery)}
+    return tuple(
+        np.array([position[name]] if name in position else [], np.int64) for name in truth.queries
+    )
 
 
 def _union(lists: dict[str, IntArray], kinds: tuple[str, ...]) -> IntArray:
