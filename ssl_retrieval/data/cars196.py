@@ -109,7 +109,7 @@ def _annotations(file: Path, folder: str, is_training: bool | None) -> _Annotati
     try:
         name = "relative_im_path" if folder == "" else "fname"
         classes = np.array([int(value) for value in entries["class"]], np.int64)
-        if not (1 <= classes.min() and classes.max() <= _NUM_CLASSES):
+        if not (classes.min() >= 1 and classes.max() <= _NUM_CLASSES):
             raise ValueError(f"its classes are not from 1 to {_NUM_CLASSES}")
         edges = np.array([[float(entry[edge]) for edge in _EDGES] for entry in entries])
         flags = [not int(value) for value in entries["test"]] if is_training is None else None

@@ -24,8 +24,8 @@ from ssl_retrieval.types import ImageSet, Task
 
 _LIST = "list_eval_partition.txt"
 _ADVICE = (
-    "download img.zip and list_eval_partition.txt of DeepFashion's In-shop Clothes Retrieval Benchmark (its page "
-    "tells where) and unpack both there"
+    "download img.zip and list_eval_partition.txt of DeepFashion's In-shop Clothes Retrieval Benchmark (its "
+    "page tells where) and unpack both there"
 )
 
 
@@ -58,7 +58,7 @@ def load(cfg: Config) -> Task:
         gallery=labelled(root, gallery["path"].tolist(), gallery["garment"].tolist(), garments),
         fit=_images(root, train),
         description=f"{len(queries)} photos search {len(gallery)} for the same garment.",
-        metrics=("hit_rate@1", "hit_rate@10", "hit_rate@20", "hit_rate@30", "hit_rate@40", "hit_rate@50", "mAP@R"),
+        metrics=("hit_rate@1", "hit_rate@10", "hit_rate@20", "hit_rate@30", "mAP@R"),
     )
 
 

@@ -139,7 +139,7 @@ def require_files(root: Path, paths: Sequence[str]) -> None:
 
 
 def _names_in(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
+    return [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
 
 
 def _split(path: str) -> tuple[str, str]:

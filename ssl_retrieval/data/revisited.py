@@ -190,9 +190,7 @@ def _plain(value: Any) -> Any:
 def _positions(truth: GroundTruth) -> tuple[IntArray, ...]:
     """Give, for each query, where it stands in the gallery itself: int64 [0] or [1]."""
     position = {name: i for i, name in enumerate(truth.gallery)}
-    return tuple(
-        np.array([position[name]] if name in position else [], np.int64) for name in truth.queries
-    )
+    return tuple(np.array([position[name]] if name in position else [], np.int64) for name in truth.queries)
 
 
 def _union(lists: dict[str, IntArray], kinds: tuple[str, ...]) -> IntArray:

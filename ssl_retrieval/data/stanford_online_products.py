@@ -1,4 +1,4 @@
-"""Stanford Online Products: 120,053 photos of 22,634 products; other photos of the same product are to be found.
+"""Stanford Online Products: 120,053 photos of 22,634 products; the same product is to be found.
 
 From Song et al., "Deep metric learning via lifted structured feature embedding", CVPR 2016, whose page has
 ``Stanford_Online_Products.zip``. ``data.root`` is the folder in it::
@@ -60,7 +60,7 @@ def load(cfg: Config) -> Task:
         fit=train,
         description=f"Each of {len(test)} photos searches the others for the same "
         f"{'kind of product' if is_kind else 'product'}.",
-        metrics=("hit_rate@1", "hit_rate@10", "hit_rate@100", "hit_rate@1000", "mAP@R", "r_precision"),
+        metrics=("hit_rate@1", "hit_rate@10", "hit_rate@100", "hit_rate@1000", "mAP@R"),
     )
 
 

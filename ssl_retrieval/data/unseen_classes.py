@@ -15,8 +15,8 @@ from ssl_retrieval.data.tasks import task_from_groups
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import FloatArray, ImageSet, Protocol, Task, VectorArray
 
-METRICS = ("hit_rate@1", "hit_rate@2", "hit_rate@4", "hit_rate@8", "mAP@R", "r_precision")
-"""Recall@1, 2, 4 and 8 of most papers; MAP@R and R-precision of Musgrave et al., arXiv 2003.08505."""
+METRICS = ("hit_rate@1", "hit_rate@2", "hit_rate@4", "hit_rate@8", "mAP@R")
+"""Recall@1, 2, 4 and 8 of most papers, and MAP@R of Musgrave et al., arXiv 2003.08505."""
 
 
 @dataclass
