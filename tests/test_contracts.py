@@ -4,13 +4,13 @@ import copy
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from made_up_datasets import MADE_UP
 from made_up_photos import photo
 from method_makers import method_of, views_for
 from PIL import Image
@@ -309,41 +309,8 @@ def test_defaults_fill_every_open_setting_of_a_method(
 # Datasets
 
 
-def section_of_emoji(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {"name": "emoji", "root": str(folder), "task": task} for task in ("instance", "moved", "category")
-    ]
-
-
-def section_of_folder(folder: Path) -> list[dict[str, Any]]:
-    for split in ("train", "test"):
-        for label in ("red", "blue"):
-            (folder / "split" / split / label).mkdir(parents=True)
-            for i in range(3):
-                file = folder / "split" / split / label / f"{i}.png"
-                photo((200, 0, 0) if label == "red" else (0, 0, 200), seed=i).save(file)
-    train = {"name": "folder", "root": str(folder / "split" / "train")}
-    return [
-        train,
-        train | {"labels": "folder", "limit_per_class": 2},
-        {"name": "folder", "root": str(folder / "split"), "queries": "test", "gallery": "train"},
-    ]
-
-
-def section_of_manifest(folder: Path) -> list[dict[str, Any]]:
-    rows = ["path,label"]
-    for i in range(4):
-        photo((i * 50, 0, 0), seed=i).save(folder / f"{i}.png")
-        rows.append(f"{i}.png,{'even' if i % 2 == 0 else 'odd'}")
-    (folder / "list.csv").write_text("\n".join(rows))
-    return [{"name": "manifest", "root": str(folder), "file": str(folder / "list.csv")}]
-
-
-MADE_UP: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
-    "emoji": section_of_emoji,
-    "folder": section_of_folder,
-    "manifest": section_of_manifest,
-}
+def test_every_dataset_is_made_up() -> None:
+    assert set(MADE_UP) == set(plugins.known("dataset")) - {"packed"}
 
 
 @pytest.mark.parametrize("name", plugins.known("dataset"))
@@ -358,11 +325,13 @@ def test_a_dataset_has_what_the_stages_call(name: str) -> None:
 @pytest.mark.parametrize("name", plugins.known("dataset"))
 def test_a_dataset_explains_a_missing_root(name: str, tmp_path: Path) -> None:
     module = plugins.find("dataset", name)
-    values = {"root": str(tmp_path / "nowhere")}
+    values: dict[str, Any] = {"root": str(tmp_path / "nowhere")}
     if name == "manifest":
         (tmp_path / "list.csv").write_text("path\n1.png")
         values["file"] = str(tmp_path / "list.csv")
-    if name == "emoji":
+    if name == "merged":
+        values["parts"] = {label: {"name": "folder", "root": label} for label in ("one", "two")}
+    if name in ("emoji", "synthetic"):
         (tmp_path / "nowhere").write_text("a file stands in the way")
     with pytest.raises(ValueError, match="nowhere"):
         module.images(config.plugin_config("dataset", {"name": name, **values}, "data"))
@@ -377,13 +346,16 @@ def test_a_dataset_gives_valid_tasks(name: str, tmp_path: Path) -> None:
         images = plugins.find("dataset", name).images(cfg)
         assert isinstance(images, ImageSet)
         assert len(images) > 0
-        for image_set in (task.queries, task.gallery, images):
+        for image_set in (task.queries, task.gallery, images, *([task.fit] if task.fit else [])):
             assert all(image_set.file(i).is_file() for i in range(len(image_set)))
 
 
 def check_task(task: Task) -> None:
     require_positives(task)
     assert task.description
+    if task.fit is not None:
+        fit, queries = ({images.file(i) for i in range(len(images))} for images in (task.fit, task.queries))
+        assert not fit & queries
     for i, path in enumerate(task.queries.paths):
         relevant, ignored = set(task.relevant[i].tolist()), set(task.ignored[i].tolist())
         assert len(relevant) == len(task.relevant[i])

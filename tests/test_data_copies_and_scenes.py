@@ -3,33 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import look_alikes
 import numpy as np
 import pytest
+from look_alikes import INSTRE, INSTRE_QUERIES, cells, lists, make, write_gnd
 from scipy.io import savemat
 
 from ssl_retrieval.data import copydays, disc21, gldv2, holidays, instre
 from ssl_retrieval.errors import UserError
-
-
-def make(root: Path, *names: str) -> Path:
-    """Loaders list files without opening them, so empty ones do."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
-def lists(arrays: tuple) -> list[list[int]]:
-    return [array.tolist() for array in arrays]
-
 
 # Holidays
 
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    numbers = ("100000", "100001", "100002", "100100", "100101")
-    return make(tmp_path / "holidays", *(f"jpg/{number}.jpg" for number in numbers), "jpg/notes.png")
+    return look_alikes.holidays(tmp_path / "holidays")
 
 
 def test_holidays_takes_the_query_out(scenes: Path) -> None:
@@ -62,9 +50,7 @@ def test_holidays_mistakes(tmp_path: Path) -> None:
 
 @pytest.fixture
 def copies(tmp_path: Path) -> Path:
-    originals = ("original/200000.jpg", "original/200100.jpg")
-    strong = ("strong/200001.jpg", "strong/200002.jpg", "strong/200101.jpg")
-    return make(tmp_path / "copydays", *originals, *strong, "crops/80/200100.jpg", "crops/10/200000.jpg")
+    return look_alikes.copydays(tmp_path / "copydays")
 
 
 def test_copies_search_for_their_originals(copies: Path) -> None:
@@ -105,27 +91,9 @@ def test_copydays_mistakes(copies: Path) -> None:
 # INSTRE
 
 
-INSTRE = ("INSTRE-S1/01a/1.jpg", "INSTRE-S2/02/1.jpg", "INSTRE-M/03/1.jpg")
-INSTRE_QUERIES = ("INSTRE-S1/01a/2.jpg", "INSTRE-M/03/2.jpg")
-
-
-def cells(names: tuple[str, ...]) -> Any:
-    return np.array([*names, None], dtype=object)[:-1][None]
-
-
-def write_gnd(root: Path, positives: tuple[list[int], ...], boxes: tuple[list[float], ...]) -> None:
-    gnd = np.zeros((1, len(positives)), dtype=[("ok", object), ("bbx", object)])
-    for i, (ok, box) in enumerate(zip(positives, boxes, strict=True)):
-        gnd[0, i] = (np.array([ok], np.uint16), np.array([box], np.float64))
-    content = {"imlist": cells(INSTRE), "qimlist": cells(INSTRE_QUERIES), "gnd": gnd}
-    savemat(root / "gnd_instre.mat", content)
-
-
 @pytest.fixture
 def objects(tmp_path: Path) -> Path:
-    root = make(tmp_path / "instre", *INSTRE, *INSTRE_QUERIES)
-    write_gnd(root, ([1], [2, 3]), ([1, 2, 30, 40], [0, 0, 5, 5]))
-    return root
+    return look_alikes.instre(tmp_path / "instre")
 
 
 def test_instre_counts_from_one(objects: Path) -> None:
@@ -182,11 +150,7 @@ def test_instre_looks_at_nothing_outside(objects: Path) -> None:
 
 @pytest.fixture
 def disc(tmp_path: Path) -> Path:
-    references = [f"references/part{i}/R00000{i}.jpg" for i in range(3)]
-    queries = [f"dev_queries/Q0000{i}.jpg" for i in range(4)]
-    root = make(tmp_path / "disc21", *references, *queries)
-    (root / "dev_ground_truth.csv").write_text("Q00000,R000002\nQ00001,\nQ00002,R000000\nQ00002,R000001\n")
-    return root
+    return look_alikes.disc21(tmp_path / "disc21")
 
 
 def test_disc21_keeps_queries_without_positives(disc: Path) -> None:
@@ -240,13 +204,7 @@ def test_disc21_mistakes(disc: Path) -> None:
 
 @pytest.fixture
 def landmarks(tmp_path: Path) -> Path:
-    index, test = ("abc0", "abd1", "fed2"), ("0a1q", "0b2q", "0c3q")
-    root = make(tmp_path / "gldv2", *(f"index/{'/'.join(name[:3])}/{name}.jpg" for name in index))
-    make(root, *(f"test/{'/'.join(name[:3])}/{name}.jpg" for name in test))
-    (root / "index.csv").write_text("id\n" + "\n".join(index))
-    rows = "id,images,Usage\n0a1q,fed2 abc0,Private\n0b2q,abd1,Public\n0c3q,None,Ignored\n"
-    (root / "retrieval_solution_v2.1.csv").write_text(rows)
-    return root
+    return look_alikes.gldv2(tmp_path / "gldv2")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 import tarfile
 from pathlib import Path
 
+import look_alike_classes
+import look_alikes
 import pytest
+from look_alikes import lists, make
 
 from ssl_retrieval.data import cifar10, grocery, ukbench
 from ssl_retrieval.errors import UserError
@@ -11,22 +14,9 @@ from ssl_retrieval.errors import UserError
 ARCHIVES = Path(__file__).parents[2] / "shared" / "data"
 
 
-def make(root: Path, *names: str) -> None:
-    """Loaders list files without opening them, so empty ones do."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-
-
-def lists(arrays: tuple) -> list[list[int]]:
-    return [array.tolist() for array in arrays]
-
-
 @pytest.fixture
 def small_cifar(tmp_path: Path) -> Path:
-    names = [f"{s}/{c}/{i:04d}.png" for s in ("train", "test") for c in ("cat", "dog") for i in range(3)]
-    make(tmp_path / "cifar", *names)
-    return tmp_path / "cifar"
+    return look_alike_classes.cifar10(tmp_path / "cifar")
 
 
 def test_cifar_leave_one_out(small_cifar: Path) -> None:
@@ -80,19 +70,7 @@ def test_cifar_mistakes(small_cifar: Path) -> None:
 
 @pytest.fixture
 def small_grocery(tmp_path: Path) -> Path:
-    root = tmp_path / "grocery"
-    root.mkdir()
-    (root / "classes.csv").write_text(
-        "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),"
-        "Iconic Image Path (str),Product Description Path (str)\n"
-        "Pink-Lady,0,Apple,0,/iconic-images/Fruit/Pink-Lady_Iconic.jpg,/x.txt\n"
-        "Granny,1,Apple,0,/iconic-images/Fruit/Granny_Iconic.jpg,/x.txt\n"
-        "Oatly,2,Milk,1,/iconic-images/Packages/Oatly_Iconic.jpg,/x.txt\n"
-    )
-    (root / "train.txt").write_text("train/a 1.jpg, 0, 0\ntrain/b.jpg, 1, 0\ntrain/c.jpg, 2, 1\n")
-    (root / "val.txt").write_text("val/a.jpg, 2, 1\n")
-    (root / "test.txt").write_text("test/b.jpg, 1, 0\ntest/c.jpg, 2, 1\n")
-    return root
+    return look_alike_classes.grocery(tmp_path / "grocery")
 
 
 def test_grocery_fine_and_coarse_search_train(small_grocery: Path) -> None:
@@ -149,8 +127,7 @@ def test_grocery_mistakes(small_grocery: Path) -> None:
 
 @pytest.fixture
 def small_ukbench(tmp_path: Path) -> Path:
-    make(tmp_path / "ukbench", *(f"ukbench{i:05d}.jpg" for i in range(8)), "notes.jpg")
-    return tmp_path / "ukbench"
+    return look_alikes.ukbench(tmp_path / "ukbench")
 
 
 def test_ukbench_can_count_the_query_itself(small_ukbench: Path) -> None:

@@ -3,8 +3,11 @@
 import tarfile
 from pathlib import Path
 
+import look_alikes
 import numpy as np
 import pytest
+from look_alikes import OXFORD as NAMES
+from look_alikes import lists
 from made_up_photos import photo
 from sklearn.metrics import average_precision_score
 
@@ -19,28 +22,12 @@ from ssl_retrieval.types import Task
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "oxford5k_groundtruth.tar.xz"
 
-NAMES = ("all_souls_000001", "all_souls_000002", "oxford_000003", "oxford_000004", "balliol_000005")
-
-
-def lists(arrays: tuple) -> list[list[int]]:
-    return [array.tolist() for array in arrays]
-
-
-def write_query(folder: Path, name: str, query: str, good: str, ok: str, junk: str) -> None:
-    folder.mkdir(exist_ok=True, parents=True)
-    for kind, text in {"query": query, "good": good, "ok": ok, "junk": junk}.items():
-        (folder / f"{name}_{kind}.txt").write_text(text.replace(" ", "\n") if kind != "query" else text)
-
 
 @pytest.fixture
 def oxford(tmp_path: Path) -> Path:
-    root = tmp_path / "oxford5k"
-    (root / "jpg").mkdir(parents=True)
+    root = look_alikes.oxford(tmp_path / "oxford5k")
     for number, name in enumerate(NAMES):
         photo((40 * number, 90, 160), seed=number, size=(80, 60)).save(root / "jpg" / f"{name}.jpg")
-    first, second, third, fourth, fifth = NAMES
-    write_query(root / "gt", "all_souls_1", f"oxc1_{first} 10.5 5 60 50", f"{first} {first}", second, third)
-    write_query(root / "gt", "balliol_1", f"oxc1_{fifth} 0 0 40 40", "", f"{fifth} {fourth}", "")
     return root
 
 

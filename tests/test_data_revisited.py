@@ -5,25 +5,19 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import look_alikes
 import numpy as np
 import pytest
+from look_alikes import REVISITED as GROUND_TRUTH
+from look_alikes import REVISITED_GALLERY as GALLERY
+from look_alikes import REVISITED_QUERIES as QUERIES
+from look_alikes import lists
 
 from ssl_retrieval import metrics
 from ssl_retrieval.data import revisited
 from ssl_retrieval.data.revisited import Config
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.search import relevant_ranks
-
-GALLERY = [f"all_souls_{i:06d}" for i in range(6)]
-QUERIES = ["oxford_000100", "oxford_000101"]
-GROUND_TRUTH = {
-    "imlist": GALLERY,
-    "qimlist": QUERIES,
-    "gnd": [
-        {"bbx": [1.5, 2, 30, 40], "easy": np.array([0, 4]), "hard": [1], "junk": (2,)},
-        {"bbx": np.array([0.0, 0, 9, 9]), "easy": [], "hard": np.array([3]), "junk": np.array([], np.int64)},
-    ],
-}
 
 
 def write(root: Path, content: Any, protocol: int = 4) -> None:
@@ -32,16 +26,7 @@ def write(root: Path, content: Any, protocol: int = 4) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    root = tmp_path / "roxford5k"
-    (root / "jpg").mkdir(parents=True)
-    for name in (*GALLERY, *QUERIES, "no_one_names_it"):
-        (root / "jpg" / f"{name}.jpg").touch()
-    write(root, GROUND_TRUTH)
-    return root
-
-
-def lists(arrays: tuple) -> list[list[int]]:
-    return [array.tolist() for array in arrays]
+    return look_alikes.revisited(tmp_path / "roxford5k")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +76,17 @@ def test_a_million_distractors_join(root: Path, tmp_path: Path) -> None:
     assert task.name == "roxford5k-medium-1-distractors"
     assert task.gallery.paths[-1] == "revisitop1m/1.jpg"
     assert lists(task.relevant) == [[0, 1, 4], [3]]
+
+
+@pytest.mark.parametrize("difficulty", ["easy", "medium", "hard"])
+def test_a_query_that_stands_in_the_gallery_is_ignored_there(root: Path, difficulty: str) -> None:
+    # Number 4 is easy for the first query; number 5 is in no list of the second.
+    write(root, GROUND_TRUTH | {"qimlist": [GALLERY[4], GALLERY[5]]})
+    before = {"easy": [[0], []], "medium": [[0, 1], [3]], "hard": [[1], [3]]}[difficulty]
+    task = revisited.load(Config(root=str(root), difficulty=difficulty))
+    assert lists(task.relevant) == before
+    assert 4 in task.ignored[0]
+    assert 5 in task.ignored[1]
 
 
 class Malice:
