@@ -64,7 +64,7 @@ def load(cfg: Config) -> Task:
     queries, gallery = draw(cfg, val, val if cfg.gallery == "val" or train is None else train)
     if queries.class_names != gallery.class_names:
         raise UserError(
-            f"{cfg.val!r} and {cfg.train!r} of {cfg.root!r} have other categories: is one of another year?"
+            f"{cfg.val!r} and {cfg.train!r} of {cfg.root!r} differ in categories: give both of one year"
         )
     return task_from_groups(
         name=f"{val.root.resolve().name}-{cfg.rank}-in-{cfg.gallery}{in_name(cfg)}",
