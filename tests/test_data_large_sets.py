@@ -119,8 +119,7 @@ def test_cifar_names_a_wrong_pickle(tmp_path: Path, content: Any) -> None:
 
 def test_cifar_mistakes(tmp_path: Path) -> None:
     root = made.cifar100_binary(tmp_path / "cifar")
-    options: dict[str, Any]
-    for options, complaint in [
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"task": "fin"}, "data.task='fin'"),
         ({"mode": "x"}, "data.mode='x'"),
         ({"split": "x"}, "data.split='x'"),
@@ -128,7 +127,8 @@ def test_cifar_mistakes(tmp_path: Path) -> None:
         ({"limit_per_class": 0}, "limit_per_class=0"),
         ({"unpacked": str(root)}, "is in the way"),
         ({"unpacked": str(root / "test.bin" / "x")}, "cannot write to"),
-    ]:
+    ]
+    for options, complaint in mistakes:
         with pytest.raises(UserError, match=complaint):
             cifar100.load(cifar100.Config(**({"root": str(root)} | options)))
     (root / "coarse_label_names.txt").write_text("../../x\ntrees\n")
@@ -273,14 +273,14 @@ def test_nature_names_wrong_annotations(tmp_path: Path, change: Any, complaint: 
 
 def test_nature_mistakes(tmp_path: Path) -> None:
     root = made.inaturalist(tmp_path / "inat")
-    options: dict[str, Any]
-    for options, complaint in [
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"rank": "specis"}, "did you mean 'species'"),
         ({"gallery": "test"}, "data.gallery='test'"),
         ({"train": "val.json"}, "share photos"),
         ({"queries_per_class": 0}, "must be at least 1"),
         ({"root": str(tmp_path)}, f"try data.root={root}"),
-    ]:
+    ]
+    for options, complaint in mistakes:
         with pytest.raises(UserError, match=complaint):
             inaturalist.load(inaturalist.Config(**({"root": str(root)} | options)))
     content = json.loads((root / "train.json").read_text())

@@ -104,7 +104,8 @@ def test_images_are_those_for_training_of_all(root: Path) -> None:
     assert all(images.file(i).is_file() for i in range(len(images)))
     # Without a root of their own the parts' roots are taken as they are.
     birds = {"name": "cub200", "root": str(root / "birds")}
-    same = merged.images(section(Path(), {"birds": birds, "products": sop}, root=""))
+    bare = {"name": "merged", "parts": {"birds": birds, "products": sop}}
+    same = merged.images(config.plugin_config("dataset", bare, "data"))
     assert (same.root, same.paths) == (images.root, images.paths)
 
 

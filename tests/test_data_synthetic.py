@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,9 +100,9 @@ def test_each_feature_sees_what_it_is_made_for(tmp_path: Path) -> None:
 def test_all_views_are_alike_only_without_nuisance() -> None:
     for shape in SHAPES:
         same = [synthetic.draw(shape, "red", "dots", 0.0, 32, [seed]) for seed in range(2)]
-        assert np.array_equal(*same)
+        assert np.array_equal(same[0], same[1])
         other = [synthetic.draw(shape, "red", "dots", 0.3, 32, [seed]) for seed in range(2)]
-        assert not np.array_equal(*other)
+        assert not np.array_equal(other[0], other[1])
 
 
 def test_shapes_have_the_same_area() -> None:
@@ -121,7 +122,7 @@ def test_pictures_are_files_of_the_size(tmp_path: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    for options, complaint in [
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"task": "colour"}, "did you mean 'color'"),
         ({"objects": 55}, "data.objects=55: from 2 to 54"),
         ({"views": 1}, "data.views=1"),
@@ -129,7 +130,8 @@ def test_mistakes(tmp_path: Path) -> None:
         ({"nuisance": math.nan}, "data.nuisance=nan"),
         ({"size": 8}, "data.size=8"),
         ({"on_error": "x"}, "on_error='x'"),
-    ]:
+    ]
+    for options, complaint in mistakes:
         with pytest.raises(UserError, match=complaint):
             synthetic.load(small(tmp_path, **options))
     with pytest.raises(UserError, match=r"data.split='x'"):
