@@ -66,8 +66,8 @@ def load(cfg: Config) -> Task:
         queries=queries,
         gallery=gallery,
         fit=(gallery if cfg.train == cfg.gallery else _part(cfg, cfg.train)) if has_fit else None,
-        description=f"{len(queries)} photos of {cfg.queries} search {len(gallery)} of {cfg.gallery} for their "
-        "class.",
+        description=f"{len(queries)} photos of {cfg.queries} search {len(gallery)} of {cfg.gallery} for "
+        "their class.",
         metrics=("hit_rate@1", "mAP@R"),
     )
 

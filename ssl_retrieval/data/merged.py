@@ -74,7 +74,7 @@ def load(cfg: Config) -> Task:
     levels = {tasks[label].level for label in searching}
     searched = ", ".join(searching)
     return Task(
-        name=f"merged-{cfg.domain or 'all'}-in-{'+'.join(tasks)}",
+        name=f"{tasks[cfg.domain].name if cfg.domain else 'all'}-among-{len(tasks)}-sets",
         level="category" if levels == {"category"} else "instance",
         queries=_union({label: queries[label] for label in searching}, names),
         gallery=_union(galleries, names),
