@@ -11,7 +11,7 @@ import pytest
 from look_alikes import expected, lists, make
 from PIL import Image
 
-from ssl_retrieval.data import cifar100, imagenet_folder, inaturalist
+from ssl_retrieval.data import cifar100, draws, imagenet_folder, inaturalist
 from ssl_retrieval.data.draws import DrawConfig, check_draws, draw, some_per_class
 from ssl_retrieval.data.tasks import labelled
 from ssl_retrieval.errors import UserError
@@ -309,6 +309,19 @@ def test_a_draw_keeps_order_classes_and_its_seed() -> None:
     assert some_per_class(images, 7, seed=4).paths != drawn.paths
     assert some_per_class(images, None, seed=3) is images
     assert some_per_class(images, 60, seed=3).paths == images.paths
+
+
+def test_the_memory_of_very_many_relevant_images_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(draws, "say", said.append)
+    images = labelled(Path("/photos"), [f"{i}.jpg" for i in range(20)], ["ape"] * 15 + ["bee"] * 5)
+    draw(DrawConfig(), images, images)
+    assert said == []
+    monkeypatch.setattr(draws, "_MUCH", 32 * 20 * 15 - 1)
+    draw(DrawConfig(), images, images)
+    assert "20 queries with up to 15 relevant images" in said[0]
+    draw(DrawConfig(queries_per_class=5), images, images)
+    assert len(said) == 1
 
 
 def test_queries_are_drawn_from_a_gallery_that_they_share() -> None:

@@ -1,6 +1,7 @@
 """Stanford Online Products and In-Shop: small look-alikes against a double loop."""
 
 from pathlib import Path
+from typing import Any
 
 import look_alike_classes as made
 import pytest
@@ -41,12 +42,22 @@ def test_products_search_among_the_test_list(tmp_path: Path, task_name: str, lev
         assert task.gallery.class_names == ("chair", "kettle")
 
 
+def test_products_in_part(tmp_path: Path) -> None:
+    root = str(made.stanford_online_products(tmp_path / "sop"))
+    cfg = stanford_online_products.Config(root=root, task="kind", queries_per_class=1)
+    task = stanford_online_products.load(cfg)
+    assert (len(task.queries), len(task.gallery)) == (2, 6)
+    assert sorted(map(len, task.relevant)) == [1, 3]
+    assert task.name == "stanford_online_products-kind-1-queries-per-class-seed-0"
+
+
 def test_products_mistakes(tmp_path: Path) -> None:
     root = made.stanford_online_products(tmp_path / "sop")
 
-    def load(**options: str) -> Task:
-        options = {"root": str(root)} | options
-        return stanford_online_products.load(stanford_online_products.Config(**options))
+    def load(**options: Any) -> Task:
+        return stanford_online_products.load(
+            stanford_online_products.Config(**({"root": str(root)} | options))
+        )
 
     with pytest.raises(UserError, match=r"data.task='products'.*did you mean 'product'"):
         load(task="products")

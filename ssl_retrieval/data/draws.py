@@ -5,9 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ssl_retrieval.console import say
 from ssl_retrieval.data.base import DataConfig
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import ImageSet
+
+_BYTES_PER_PAIR = 32
+"""A relevant item's index and its three ranks."""
+
+_MUCH = 8e9
+"""Bytes from which on the memory for them is told."""
 
 
 @dataclass
@@ -39,7 +46,7 @@ def check_draws(cfg: DrawConfig) -> None:
 
 
 def draw(cfg: DrawConfig, queries: ImageSet, gallery: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """Draw queries and gallery as the options say.
+    """Draw queries and gallery as the options say; tell how much memory very many relevant items take.
 
     Args:
         cfg: The options, checked.
@@ -48,7 +55,27 @@ def draw(cfg: DrawConfig, queries: ImageSet, gallery: ImageSet) -> tuple[ImageSe
     """
     drawn = some_per_class(gallery, cfg.gallery_per_class, cfg.seed)
     candidates = drawn if queries is gallery else queries
-    return some_per_class(candidates, cfg.queries_per_class, cfg.seed + 1), drawn
+    searching = some_per_class(candidates, cfg.queries_per_class, cfg.seed + 1)
+    needed = memory_for(searching, drawn)
+    if needed > _MUCH:
+        most = needed // (_BYTES_PER_PAIR * len(searching))
+        say(
+            f"{len(searching)} queries with up to {most} relevant images "
+            f"take {needed / 1e9:.0f} GB of memory: data.queries_per_class=… draws fewer"
+        )
+    return searching, drawn
+
+
+def memory_for(queries: ImageSet, gallery: ImageSet) -> int:
+    """Estimate the bytes that the lists of relevant items and their ranks take: queries times largest class.
+
+    >>> from pathlib import Path
+    >>> from ssl_retrieval.data.tasks import labelled
+    >>> memory_for(*[labelled(Path(), ["1", "2", "3"], ["a", "b", "a"])] * 2)
+    192
+    """
+    assert gallery.labels is not None
+    return _BYTES_PER_PAIR * len(queries) * int(np.bincount(gallery.labels).max(initial=0))
 
 
 def some_per_class(images: ImageSet, limit: int | None, seed: int) -> ImageSet:

@@ -10,13 +10,14 @@ From Song et al., "Deep metric learning via lifted structured feature embedding"
 Products of the training list (59,551 photos of 11,318) never stand in the test list (60,502 photos of
 11,316), each photo of which searches all others. A class is one product as one seller shows it, so the level
 is ``instance``; ``data.task=kind`` looks for the same of twelve kinds of product instead (bicycle, cabinet,
-chair, …), which is ``category``.
+chair, …), which is ``category``; each photo then has thousands to find, so draw ``queries_per_class``.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssl_retrieval.data.base import DataConfig, check, existing_folder, one_of
+from ssl_retrieval.data.base import check, existing_folder, one_of
+from ssl_retrieval.data.draws import DrawConfig, check_draws, draw, in_name
 from ssl_retrieval.data.published import fields, published_file, require_files
 from ssl_retrieval.data.tasks import labelled, task_from_groups
 from ssl_retrieval.errors import UserError
@@ -30,8 +31,8 @@ _ADVICE = (
 
 
 @dataclass
-class Config(DataConfig):
-    """Options of the loader.
+class Config(DrawConfig):
+    """Options of the loader, besides those of `DrawConfig`.
 
     Attributes:
         task: ``product`` (one of 22,634) or ``kind`` (one of twelve).
@@ -47,18 +48,20 @@ def load(cfg: Config) -> Task:
     Raises:
         UserError: The folder, a list or an option is wrong, or photos are missing.
     """
+    check_draws(cfg)
     test, train = _part(cfg, "test"), _part(cfg, "train")
     both = sorted(set(test.class_names) & set(train.class_names))
     if both and cfg.task == "product":
         raise UserError(f"product {both[0]} stands in both lists of {cfg.root!r}: download them again")
     is_kind = cfg.task == "kind"
+    queries, gallery = draw(cfg, test, test)
     return task_from_groups(
-        name="stanford_online_products-kind" if is_kind else "stanford_online_products",
+        name=f"stanford_online_products{'-kind' if is_kind else ''}{in_name(cfg)}",
         level="category" if is_kind else "instance",
-        queries=test,
-        gallery=test,
+        queries=queries,
+        gallery=gallery,
         fit=train,
-        description=f"Each of {len(test)} photos searches the others for the same "
+        description=f"Each of {len(queries)} photos searches the others of {len(gallery)} for the same "
         f"{'kind of product' if is_kind else 'product'}.",
         metrics=("hit_rate@1", "hit_rate@10", "hit_rate@100", "hit_rate@1000", "mAP@R"),
     )
