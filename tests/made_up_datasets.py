@@ -31,6 +31,13 @@ def section_of_folder(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def section_of_copies(folder: Path) -> list[dict[str, Any]]:
+    (folder / "photos").mkdir()
+    for i in range(3):
+        photo((i * 50, 90, 0), seed=i).save(folder / "photos" / f"{i}.png")
+    return [{"name": "copies", "root": str(folder / "photos"), "copies": str(folder / "copies")}]
+
+
 def section_of_manifest(folder: Path) -> list[dict[str, Any]]:
     rows = ["path,label"]
     for i in range(4):
@@ -105,6 +112,7 @@ def laid_out(
 MADE_UP: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "emoji": section_of_emoji,
     "folder": section_of_folder,
+    "copies": section_of_copies,
     "manifest": section_of_manifest,
     "synthetic": section_of_synthetic,
     "merged": section_of_merged,

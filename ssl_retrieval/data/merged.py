@@ -1,8 +1,9 @@
 """Several tasks in one gallery: each query searches the images of all domains.
 
 A photo of a bird then has cars, shoes and landmarks in the way, as in Ypsilantis et al., "Towards universal
-image embeddings", ICCV 2023 (UnED). Relevant and ignored items of a query stay those of its own task; all
-images of the other parts count, and none of them is relevant::
+image embeddings", ICCV 2023 (UnED), which is judged by ``hit_rate@1`` and ``mMP@5``. Relevant and ignored
+items of a query stay those of its own task; all images of the other parts count, and none of them is
+relevant::
 
     data:
       name: merged
@@ -19,7 +20,6 @@ An image's id starts at the lowest folder that holds all parts; a class's name s
 
 import importlib
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def load(cfg: Config) -> Task:
     starts = dict(zip(tasks, np.cumsum([0, *map(len, galleries.values())]).tolist(), strict=False))
     levels = {tasks[label].level for label in searching}
     searched = ", ".join(searching)
+    metrics = {label: task.metrics for label, task in tasks.items()}
     return Task(
         name=f"{tasks[cfg.domain].name if cfg.domain else 'all'}-among-{len(tasks)}-sets",
         level="category" if levels == {"category"} else "instance",
@@ -84,7 +85,7 @@ def load(cfg: Config) -> Task:
         fit=_union(fits, {label: _class_names(label, fit) for label, fit in fits.items()}) if fits else None,
         description=f"{sum(len(queries[label]) for label in searching)} queries of {searched} search "
         f"{sum(map(len, galleries.values()))} images of {', '.join(tasks)}.",
-        metrics=tuple(dict.fromkeys(metric for label in searching for metric in tasks[label].metrics)),
+        metrics=tuple(dict.fromkeys(["mMP@5", *(name for label in searching for name in metrics[label])])),
     )
 
 
@@ -127,9 +128,10 @@ def _of_part(cfg: Config, label: str, what: str) -> Any:
 
 def _root(sets: list[ImageSet]) -> Path:
     """Find the lowest folder that holds all."""
-    return reduce(
-        lambda root, images: common_root(root, images.root, "data.parts"), sets, sets[0].root.resolve()
-    )
+    root = sets[0].root.resolve()
+    for images in sets[1:]:
+        root = common_root(root, images.root, "data.parts")
+    return root
 
 
 def _below(images: ImageSet, root: Path) -> ImageSet:
