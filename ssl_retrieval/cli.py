@@ -230,20 +230,46 @@ def search(
     k: Annotated[int, typer.Option(help="How many results.")] = 10,
     html: Annotated[Path | None, typer.Option(help="Also write a page with the pictures.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+    index: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|FACTORY",
+            help="Search approximately: a file that `index` left, or a factory string and settings.",
+        ),
+    ] = "",
 ) -> None:
     """Find the images that look most like a picture: prints score and path, best first.
 
     Example: ssl-retrieval search --embeddings runs/photos --query holiday.jpg --k 5 --html hits.html
+
+    Example: ssl-retrieval search --embeddings runs/photos --query holiday.jpg --index 'HNSW32 efSearch=64'
     """
     from ssl_retrieval.find import find
     from ssl_retrieval.report.page import write_search_page
 
-    hits = find(embeddings.expanduser(), query.expanduser(), k, device)
+    hits = find(embeddings.expanduser(), query.expanduser(), k, device, index)
     for hit in hits:
         print(f"{hit.score:.4f}\t{hit.file}")
     if html is not None:
         write_search_page(query.expanduser(), [(hit.file, hit.score) for hit in hits], html)
         say(f"written: {html}")
+
+
+@app.command("index")
+def index_command(inputs: Inputs) -> None:
+    """Build approximate indexes of a gallery and say what each costs in accuracy, bytes and time.
+
+    Example: ssl-retrieval index configs/index/folder.yaml embeddings=runs/photos out=runs/photos-index
+    """
+    from ssl_retrieval.indexing import IndexConfig, run_index
+    from ssl_retrieval.report.index_table import to_rich
+
+    cfg = _load(IndexConfig, inputs)
+    report = run_index(cfg)
+    Console().print(to_rich(report.audits))
+    if report.recommendation is not None:
+        print(report.recommendation)
+    say(f"written: {Path(cfg.out).expanduser() / 'report.html'}, table.md, table.csv, pareto.png")
 
 
 @app.command()

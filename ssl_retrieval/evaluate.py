@@ -124,20 +124,34 @@ def evaluate(cfg: EvaluateConfig) -> Report:
     )
     wanted = wanted_metrics(task, cfg.metrics)
     device = devices.pick(cfg.device)
-    recipe = Derived(of=[label], steps=cfg.steps, rerank=cfg.rerank)
-    representation = Representation.make(label, cfg.model, device)
+    features = features_of(cfg, store, label, cfg.rerank)
+    scored = as_seed_of(cfg.seed_of, score_features(features, wanted, device, config.to_dict(cfg)))
+    write_report(scored.report, out / "report.json", cfg.statistics.resample)
+    return scored.report
+
+
+def features_of(cfg: Any, store: Store, label: str, reranking: list[str]) -> Features:
+    """Embed a task as ``model`` and ``steps`` of a config say, and re-rank.
+
+    Args:
+        cfg: With ``model``, ``steps`` and ``device``, as `EvaluateConfig` has them.
+        store: Of the task.
+        label: The representation's name.
+        reranking: Steps of re-ranking; empty = none.
+
+    Raises:
+        UserError: See `extracted` and `derived`; or steps for what has scores and no vectors.
+    """
+    recipe = Derived(of=[label], steps=cfg.steps, rerank=reranking)
+    representation = Representation.make(label, cfg.model, devices.pick(cfg.device))
     # Refused before anything is embedded.
-    has_more = bool(cfg.steps or cfg.rerank)
+    has_more = bool(cfg.steps or reranking)
     if has_more and recipe.needs_vectors and getattr(representation.extractor, "only_scores", False):
         raise needs_vectors("steps" if cfg.steps else "rerank", label)
     if recipe.learns:
         store.fit_images()
     features = extracted(representation, store)
-    if has_more:
-        features = derived(label, recipe, [features], store)
-    scored = as_seed_of(cfg.seed_of, score_features(features, wanted, device, config.to_dict(cfg)))
-    write_report(scored.report, out / "report.json", cfg.statistics.resample)
-    return scored.report
+    return derived(label, recipe, [features], store) if has_more else features
 
 
 def as_seed_of(method: str, scored: Scored) -> Scored:

@@ -2,16 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ssl_retrieval import config, devices, learning
+from ssl_retrieval import config, devices, index_files, learning
+from ssl_retrieval.console import say
 from ssl_retrieval.embed import embed_image
 from ssl_retrieval.embedding_files import LEARNED, read
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.features import similarity_of
+from ssl_retrieval.index import build, search
+from ssl_retrieval.index_syntax import parse
+from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.representation import Representation
 from ssl_retrieval.search import top_k
+from ssl_retrieval.types import EmbeddingSet, Ranking, VectorArray
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Hit:
     score: float
 
 
-def find(embeddings: Path, query: Path, k: int, device: str = "auto") -> list[Hit]:
+def find(embeddings: Path, query: Path, k: int, device: str = "auto", index: str = "") -> list[Hit]:
     """Find the images of an EmbeddingSet folder that are most similar to a picture.
 
     The picture is embedded exactly as the collection was; its config is stored beside the vectors.
@@ -37,9 +43,12 @@ def find(embeddings: Path, query: Path, k: int, device: str = "auto") -> list[Hi
         query: An image file.
         k: How many results, at least 1.
         device: Where the query is embedded.
+        index: Empty = search exactly. Otherwise approximately: an index file, or a factory string and
+            settings, whose index is built into the folder unless it is there.
 
     Raises:
-        UserError: No embeddings there, no readable image, or a model that is not the one of the folder.
+        UserError: No embeddings there, no readable image, a model that is not the one of the folder, or an
+            index that is wrong or of other vectors.
     """
     if k < 1:
         raise UserError(f"--k {k}: must be at least 1")
@@ -60,10 +69,47 @@ def find(embeddings: Path, query: Path, k: int, device: str = "auto") -> list[Hi
         raise UserError(f"{embeddings}: the weights of {cfg.name!r} have changed since: run `embed` again")
     precision = stored.meta.get("precision", "fp32")
     vector = embed_image(representation, query, stored.meta["image_size"], precision)
-    scores = similarity_of(representation.extractor, vector, np.asarray(stored.vectors))
-    ranking = top_k(scores, None, min(k, len(stored.ids)))
+    k = min(k, len(stored.ids))
+    if index:
+        if hasattr(representation.extractor, "similarity"):
+            raise UserError(
+                f"{cfg.name!r} has a similarity of its own, which no index has: leave --index out"
+            )
+        ranking = _approximately(embeddings, stored, l2_normalize(vector), k, index)
+    else:
+        scores = similarity_of(representation.extractor, vector, np.asarray(stored.vectors))
+        ranking = top_k(scores, None, k)
     root = Path(stored.meta["images"]["root"])
     return [
-        Hit(root / stored.ids[index], float(score))
-        for index, score in zip(ranking.indices[0], ranking.scores[0], strict=True)
+        Hit(root / stored.ids[row], float(score))
+        for row, score in zip(ranking.indices[0], ranking.scores[0], strict=True)
+        if row >= 0
     ]
+
+
+def _approximately(embeddings: Path, stored: EmbeddingSet, query: VectorArray, k: int, asked: str) -> Ranking:
+    """Search with an index, and say how good it is known to be."""
+    of = index_files.vectors_key(stored.key, stored.ids, stored.dim)
+    if asked.split()[0].endswith(index_files.SUFFIX):
+        found = index_files.load(Path(asked).expanduser(), of)
+        spec = found.built.spec
+    else:
+        spec = parse(asked)
+        file = index_files.index_file(embeddings / index_files.FOLDER, spec.built_as)
+        if not index_files.is_current(file, of):
+            say(f"building {spec.built_as} of {len(stored.ids):,} images")
+            built = build(spec, stored.vectors)
+            index_files.save(built, file, of)
+            for note in built.notes:
+                say(f"{spec.built_as}: {note}")
+        found = index_files.load(file, of)
+    ranking = search(found.built, spec, query, k, vectors=stored.vectors)
+    say(f"approximate search by {spec.name}: {_how_good(found.audits.get(spec.name))}")
+    return ranking
+
+
+def _how_good(audit: dict[str, Any] | None) -> str:
+    if audit is None:
+        return "its recall is not known; `ssl-retrieval index` measures it"
+    found = f"recall@{audit['k']} {audit['recall']:.3f}"
+    return f"{found} against exact search, over {audit['num_queries']:,} queries"

@@ -157,8 +157,8 @@ def search(
         raise UserError(f"k={k}: at least one item per query is needed")
     if queries.shape[1] != built.index.d:
         raise UserError(
-            f"queries have {queries.shape[1]} dimensions, the index {spec.name!r} has {built.index.d}: embed both "
-            "with the same representation and post-processing"
+            f"queries have {queries.shape[1]} dimensions, the index {spec.name!r} has {built.index.d}: "
+            "embed both with the same representation and post-processing"
         )
     _set(built.index, spec, spec.search)
     num_ignored = 0 if ignored is None else max((len(rows) for rows in ignored), default=0)
@@ -238,8 +238,9 @@ def _train(index: Any, spec: IndexSpec, rows: VectorArray) -> tuple[str, ...]:
     centroids = max((learner.num_centroids for learner in learners), default=0)
     if len(rows) < centroids:
         raise UserError(
-            f"index {spec.name!r}: {centroids} centroids cannot be learned from {len(rows)} images: use fewer "
-            "(IVF… of about 4 × the root of the number of images, PQ16x4 for 16 centroids per part), or more images"
+            f"index {spec.name!r}: {centroids} centroids cannot be learned from {len(rows)} images: use "
+            "fewer (IVF… of about 4 × the root of the number of images, PQ16x4 for 16 centroids per part), or more "
+            "images"
         )
     # faiss writes beyond its memory where OPQ has fewer rows than dimensions (its issues 2637 and 4038).
     fewest = max((learner.fewest_rows for learner in learners), default=0)
@@ -258,8 +259,8 @@ def _train(index: Any, spec: IndexSpec, rows: VectorArray) -> tuple[str, ...]:
         index.train(rows)
     except RuntimeError as error:
         raise UserError(
-            f"index {spec.name!r}: faiss cannot train it on {len(rows)} images ({_reason(error)}): use a smaller "
-            "one, or more images"
+            f"index {spec.name!r}: faiss cannot train it on {len(rows)} images ({_reason(error)}): use a "
+            "smaller one, or more images"
         ) from error
     finally:
         for learner in learners:
@@ -291,8 +292,9 @@ def _learners(index: Any) -> Iterator[_Learner]:
 
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
-        for place in range(index.chain.size()):
-            rotation = faiss.downcast_VectorTransform(index.chain.at(place))
+        chain: Any = index.chain
+        for place in range(chain.size()):
+            rotation = faiss.downcast_VectorTransform(chain.at(place))
             if isinstance(rotation, faiss.OPQMatrix):
                 quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
                 rotation.pq = quantizer
@@ -311,13 +313,14 @@ def _serialized_bytes(index: Any) -> int:
     """Count the bytes of an index as a file without holding them."""
     import faiss
 
+    writer: Any = faiss
     total = 0
 
     def count(chunk: bytes) -> None:
         nonlocal total
         total += len(chunk)
 
-    faiss.write_index(index, faiss.PyCallbackIOWriter(count))
+    faiss.write_index(index, writer.PyCallbackIOWriter(count))
     return total
 
 

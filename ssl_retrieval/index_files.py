@@ -1,4 +1,4 @@
-"""An index on disk: the faiss file, and a json beside it that says of what it is and how good it was found."""
+"""An index on disk: the faiss file, and a json beside it that says what it is of and how good it is."""
 
 import dataclasses
 import hashlib
@@ -124,8 +124,8 @@ def load(file: Path, of: str | None) -> StoredIndex:
         index = faiss.read_index(str(file))
     except RuntimeError as error:
         raise UserError(
-            f"{file}: faiss {faiss.__version__} cannot read this index, written by {content['faiss']}: remove it and "
-            "build it again"
+            f"{file}: faiss {faiss.__version__} cannot read this index, written by {content['faiss']}: remove it "
+            "and build it again"
         ) from error
     built = BuiltIndex(
         spec=parse(content["spec"]),
@@ -161,8 +161,8 @@ def _read(file: Path) -> dict[str, Any]:
         missing = _KEYS - content.keys()
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{file}: {sidecar(file).name}, which says of what this index is, is missing or damaged: build it again "
-            "with `ssl-retrieval index`"
+            f"{file}: {sidecar(file).name}, which says of what this index is, is missing or damaged: "
+            "build it again with `ssl-retrieval index`"
         ) from error
     if missing or content.get("schema") != SCHEMA:
         raise UserError(f"{file}: this index was written by another version: remove it and build it again")

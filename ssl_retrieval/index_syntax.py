@@ -60,8 +60,8 @@ def parse(text: str) -> IndexSpec:
         text: A factory string, then settings: ``IVF256,PQ16 nprobe=16 rescore=4``.
 
     Raises:
-        UserError: No factory string, an unknown setting, one that is no ``name=N`` with N a whole number of at
-            least 1, or one that is given twice. Whether they fit is checked when the index is made.
+        UserError: No factory string, an unknown setting, one that is no ``name=N`` with N a whole number from
+            1, or one that is given twice. Whether they fit is checked when the index is made.
 
     >>> parse("HNSW32 efSearch=64 efConstruction=80")
     IndexSpec(factory='HNSW32', build=(('efConstruction', 80),), search=(('efSearch', 64),), rescore=0)

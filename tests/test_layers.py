@@ -35,6 +35,7 @@ LAYERS = {
     "fusion": 3,
     "index": 3,
     "index_audit": 3,
+    "index_choice": 3,
     "index_files": 3,
     "learning": 3,
     "feed": 3,

@@ -47,9 +47,9 @@ def write_page(
     entries = [entry for task in comparison.tasks for entry in task.entries]
     colours = family_colours([entry.family for entry in entries])
     shown = columns(comparison)
-    environment = _environment()
-    environment.filters["chart"] = lambda task: Markup(draw_chart(task, colours))
-    page = environment.get_template("page.html").render(
+    templates = environment()
+    templates.filters["chart"] = lambda task: Markup(draw_chart(task, colours))
+    page = templates.get_template("page.html").render(
         title=title,
         comparison=comparison,
         columns=shown,
@@ -65,7 +65,7 @@ def write_page(
         notes=notes,
         versions=_versions(comparison),
     )
-    _write(page, file)
+    write_text(page, file)
 
 
 def write_search_page(query_file: Path, hits: Sequence[tuple[Path, float]], file: Path) -> None:
@@ -77,19 +77,20 @@ def write_search_page(query_file: Path, hits: Sequence[tuple[Path, float]], file
         file: Where the page goes.
     """
     title = f"Images similar to {query_file.name}"
-    template = _environment().get_template("search.html")
-    _write(template.render(title=title, query_file=query_file, hits=hits), file)
+    template = environment().get_template("search.html")
+    write_text(template.render(title=title, query_file=query_file, hits=hits), file)
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Make the reader of this folder's templates."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "thumbnail": thumbnail,
         "headline": headline,
         "statistics_notes": statistics_notes,
@@ -100,7 +101,7 @@ def _environment() -> Environment:
         "results": _results,
         "pretty": _pretty,
     }
-    return environment
+    return made
 
 
 def _level(task: TaskComparison) -> str:
@@ -129,6 +130,7 @@ def _versions(comparison: Comparison) -> dict[str, str]:
     return {package: " and ".join(dict.fromkeys(all_)) for package, all_ in sorted(found.items())}
 
 
-def _write(page: str, file: Path) -> None:
+def write_text(text: str, file: Path) -> None:
+    """Write a text file whole or not at all."""
     with atomic_path(file) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
