@@ -14,8 +14,15 @@ _MIB = 2**20
 
 
 def front(audits: Sequence[Audit]) -> list[bool]:
-    """Mark the indexes that no other beats in accuracy, bytes and time (one thread, median) together."""
-    costs = [[-one.accuracy, one.bytes_at, one.latencies[0].median] for one in audits]
+    """Mark the indexes that no other beats in accuracy, bytes and time (one thread, median) together.
+
+    Accuracies are compared to three decimals, bytes and times to two significant digits: what differs by less
+    is the same.
+    """
+    costs = [
+        [-round(one.accuracy, _DIGITS), float(f"{one.bytes_at:.1e}"), float(f"{one.latencies[0].median:.1e}")]
+        for one in audits
+    ]
     return pareto_front(np.array(costs).reshape(-1, 3)).tolist()
 
 

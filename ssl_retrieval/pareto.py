@@ -25,5 +25,5 @@ def pareto_front(costs: FloatArray) -> NDArray[np.bool_]:
     assert not np.isnan(costs).any()
     no_worse = (costs[:, None] <= costs[None]).all(axis=2)
     better = (costs[:, None] < costs[None]).any(axis=2)
-    beats: NDArray[np.bool_] = no_worse & better
-    return np.logical_not(np.logical_or.reduce(beats, axis=0))
+    beaten: NDArray[np.int64] = (no_worse & better).sum(axis=0)
+    return beaten == 0

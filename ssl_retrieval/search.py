@@ -19,6 +19,7 @@ from ssl_retrieval.counting import count_before
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.score_blocks import BLOCK_BYTES, IndexLists, Pairs, cut, lengths
 from ssl_retrieval.score_keys import NOTHING, indices_of, keys_of, score_bits, scores_of, sort_rows
+from ssl_retrieval.selecting import highest_keys
 from ssl_retrieval.similarity import Similarity
 from ssl_retrieval.types import IntArray, Ranking, VectorArray
 
@@ -117,9 +118,12 @@ def top_k(
     scores = np.empty((pairs.num_queries, k), np.float32)
     for rows in pairs.query_blocks():
         best = torch.full((rows.stop - rows.start, k), NOTHING, device=pairs.device)
-        for _, keys in pairs.keys(rows):
-            of_block = keys.topk(min(k, keys.shape[1]), dim=1).values
-            best = torch.cat([best, of_block], dim=1).topk(k, dim=1).values
+        ignored_here = pairs.ignored_of(rows)
+        for start, block in pairs.scores(rows):
+            if ignored_here is not None:
+                in_block = ignored_here.within(start, start + block.shape[1])
+                block[in_block.rows, in_block.columns] = -torch.inf
+            best = torch.cat([best, highest_keys(block, start, k)], dim=1).topk(k, dim=1).values
         empty = best == NOTHING
         indices[rows] = indices_of(best).masked_fill(empty, -1).cpu().numpy()
         scores[rows] = scores_of(best).masked_fill(empty, -torch.inf).cpu().numpy()

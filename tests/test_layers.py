@@ -51,6 +51,7 @@ LAYERS = {
     "search": 3,
     "counting": 3,
     "score_blocks": 3,
+    "selecting": 3,
     "score_keys": 3,
     "diffusion": 3,
     "k_reciprocal": 3,
