@@ -11,7 +11,9 @@ import numpy as np
 
 from ssl_retrieval.types import IntArray, VectorArray
 
-_OPQ_ITERATIONS = 20
+OPQ_ITERATIONS = 20
+"""Alternations of rotation and code books; faiss's 50 take longer and change next to nothing."""
+
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -109,7 +111,7 @@ class ProductQuantization:
         rotation = None
         if self.rotates:
             rotation = faiss.OPQMatrix(dim, parts, width)
-            rotation.niter = _OPQ_ITERATIONS
+            rotation.niter = OPQ_ITERATIONS
             inner = _quantizer(width, parts, bits, seed)
             rotation.pq = inner
             rotation.train(rows)

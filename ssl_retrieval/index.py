@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ssl_retrieval import memory
+from ssl_retrieval.codes_faiss import OPQ_ITERATIONS
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.index_syntax import IndexSpec, Settings, unknown_setting
 from ssl_retrieval.postprocess import l2_normalize
@@ -295,9 +296,12 @@ def _learners(index: Any) -> Iterator[_Learner]:
         for place in range(chain.size()):
             rotation = faiss.downcast_VectorTransform(chain.at(place))
             if isinstance(rotation, faiss.OPQMatrix):
-                quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)
-                rotation.pq = quantizer
-                yield _Learner(rotation, quantizer.cp, 256, max(rotation.d_in, rotation.d_out), quantizer)
+                # faiss would learn the rotation for 8 bits per part, whatever the code has.
+                bits = getattr(getattr(faiss.downcast_index(index.index), "pq", None), "nbits", 8)
+                quantizer = faiss.ProductQuantizer(rotation.d_out, rotation.M, bits)
+                rotation.pq, rotation.niter = quantizer, OPQ_ITERATIONS
+                fewest = max(rotation.d_in, rotation.d_out)
+                yield _Learner(rotation, quantizer.cp, 2**bits, fewest, quantizer)
         yield from _learners(index.index)
     if isinstance(index, faiss.IndexIVF):
         yield _Learner(index, index.cp, index.nlist)
