@@ -240,7 +240,7 @@ def _train(index: Any, spec: IndexSpec, rows: VectorArray) -> tuple[str, ...]:
     if len(rows) < centroids:
         raise UserError(
             f"index {spec.name!r}: {centroids} centroids cannot be learned from {len(rows)} images: use "
-            "fewer (IVF… of about 4 × the root of the number of images, PQ16x4 for 16 per part), or more images"
+            "fewer (IVF… of some 4 × the root of the number of images, PQ16x4 for 16 a part), or more images"
         )
     # faiss writes beyond its memory where OPQ has fewer rows than dimensions (its issues 2637 and 4038).
     fewest = max((learner.fewest_rows for learner in learners), default=0)

@@ -124,8 +124,8 @@ def load(file: Path, of: str | None) -> StoredIndex:
         index = faiss.read_index(str(file))
     except RuntimeError as error:
         raise UserError(
-            f"{file}: faiss {faiss.__version__} cannot read what {content['faiss']} wrote: remove it and build it "
-            "again"
+            f"{file}: faiss {faiss.__version__} cannot read what {content['faiss']} wrote: remove it and "
+            "build it again"
         ) from error
     built = BuiltIndex(
         spec=parse(content["spec"]),

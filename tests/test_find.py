@@ -1,10 +1,11 @@
 """One picture against an embedded collection."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Command
+from command_line import Command, Outcome
 from made_up_photos import photo
 
 from ssl_retrieval.embedding_files import read
@@ -98,3 +99,72 @@ def test_the_query_is_reduced_as_the_collection_was(
     assert min(load_image(query).size) > 8
     hits = find(tmp_path / "out", query, k=1)
     assert hits[0].score == pytest.approx(1, abs=1e-5)
+
+
+def test_an_index_that_misses_nothing_finds_what_exact_search_finds(embeddings: Path, photos: Path) -> None:
+    exact = find(embeddings, photos / "bear/3.png", k=5)
+    for index in ("Flat", "HNSW8 efSearch=40", "SQ8 rescore=8"):
+        hits = find(embeddings, photos / "bear/3.png", k=5, index=index)
+        assert [hit.file for hit in hits] == [hit.file for hit in exact]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in exact], abs=1e-5)
+
+
+def search_with(cli: Command, embeddings: Path, photos: Path, index: object) -> Outcome:
+    query = photos / "bear/3.png"
+    return cli("search", "--embeddings", embeddings, "--query", query, "--k", 3, "--index", index)
+
+
+def test_the_command_says_that_it_is_approximate_and_how_good(
+    cli: Command, embeddings: Path, photos: Path, tmp_path: Path
+) -> None:
+    done = search_with(cli, embeddings, photos, "HNSW8 efSearch=40")
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 3
+    assert "building HNSW8 of 40 images" in done.err
+    assert "approximate search by HNSW8 efSearch=40: its recall is not known" in done.err
+    job = tmp_path / "index.yaml"
+    job.write_text("indexes: [HNSW8 efSearch=40]\nk: 4")
+    assert cli("index", job, f"embeddings={embeddings}", f"out={tmp_path / 'o'}").code == 0
+    done = search_with(cli, embeddings, photos, "HNSW8 efSearch=40")
+    assert "building" not in done.err
+    assert "by HNSW8 efSearch=40: recall@4 1.000 against exact search, over 40 queries" in done.err
+    file = next((embeddings / "indexes").glob("*.faiss"))
+    done = search_with(cli, embeddings, photos, file)
+    assert done.code == 0
+    assert "approximate search by HNSW8: its recall is not known" in done.err
+
+
+def test_an_index_of_older_embeddings_is_refused_as_a_file_and_built_again_by_name(
+    cli: Command, embeddings: Path, photos: Path
+) -> None:
+    assert search_with(cli, embeddings, photos, "SQ8").code == 0
+    key = json.loads((embeddings / "key.json").read_text())
+    (embeddings / "key.json").write_text(json.dumps({**key, "key": "another"}))
+    file = next((embeddings / "indexes").glob("*.faiss"))
+    assert "is of other embeddings" in search_with(cli, embeddings, photos, file).user_error()
+    assert "building SQ8" in search_with(cli, embeddings, photos, "SQ8").err
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("Foo", "faiss makes no 'Foo' of 64 dimensions"),
+        ("nowhere.faiss", "no index file 'nowhere.faiss'"),
+        ("Flat efSearch=3", "Flat has no setting 'efSearch'"),
+    ],
+)
+def test_a_wrong_index_is_one_line(
+    cli: Command, embeddings: Path, photos: Path, index: str, words: str
+) -> None:
+    done = search_with(cli, embeddings, photos, index)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith("error: ")
+    assert words in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_damaged_index_is_one_line(cli: Command, embeddings: Path, photos: Path) -> None:
+    assert search_with(cli, embeddings, photos, "SQ8").code == 0
+    file = next((embeddings / "indexes").glob("*.faiss"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "the index file is damaged" in search_with(cli, embeddings, photos, "SQ8").user_error()
