@@ -14,18 +14,25 @@ _FRONT, _BEATEN, _LINE = "#d1495b", "#8a8f98", "#3f86c7"
 _DPI = 150
 
 
-def write_index_chart(audits: Sequence[Audit], title: str, file: Path) -> None:
+def write_index_chart(audits: Sequence[Audit], gallery_size: int, title: str, file: Path) -> None:
     """Draw a PNG of two panels that share the accuracy.
 
     Args:
         audits: The indexes; exact search is the dashed line.
+        gallery_size: Images that ``bytes_at`` is for.
         title: Its heading.
         file: Where it goes.
     """
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     on_front = front(audits)
-    _panel(left, audits, on_front, [one.bytes_per_image for one in audits], "bytes per image")
+    _panel(
+        left,
+        audits,
+        on_front,
+        [one.bytes_at / gallery_size for one in audits],
+        f"bytes per image, of {gallery_size:,} images",
+    )
     times = [one.latencies[0].median for one in audits]
     _panel(right, audits, on_front, times, "milliseconds per query (median, one thread)")
     first = audits[0]
@@ -59,8 +66,12 @@ def _panel(axes: Axes, audits: Sequence[Audit], on_front: list[bool], costs: lis
             va="center",
             fontsize=8,
             parse_math=False,
+            zorder=4,
+            bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none"},
             arrowprops={"arrowstyle": "-", "color": _BEATEN, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3},
-        )
+        ).set_in_layout(False)
+    lowest = min(one.accuracy for one in audits)
+    axes.set_ylim(lowest - height, max(axes.get_ylim()[1], below + height))
     axes.set_xscale("log")
     axes.set_xlim(low / 1.6, high * 1.6)
     axes.set_xlabel(label)

@@ -65,7 +65,7 @@ def write_index_report(report: IndexReport, out: Path) -> None:
     write_text(to_markdown(report.audits, report.notes), out / "table.md")
     write_text(to_csv(report.audits), out / "table.csv")
     picture = out / "pareto.png"
-    write_index_chart(report.audits, report.name, picture)
+    write_index_chart(report.audits, report.gallery_size, report.name, picture)
     page = (
         environment()
         .get_template("index.html")
