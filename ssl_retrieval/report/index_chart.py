@@ -38,7 +38,8 @@ def write_index_chart(audits: Sequence[Audit], gallery_size: int, title: str, fi
     first = audits[0]
     measure = "recall" if first.map_at_k is None else "mAP"
     left.set_ylabel(f"{measure}@{first.k}")
-    figure.suptitle(title, parse_math=False)
+    legend = "red: on the Pareto front of accuracy, bytes and time; dashed: exact search"
+    figure.suptitle(f"{title} ({legend})", parse_math=False, fontsize=11)
     with atomic_path(file) as partial:
         figure.savefig(partial, format="png", dpi=_DPI, metadata={"Software": None})
 
@@ -46,7 +47,7 @@ def write_index_chart(audits: Sequence[Audit], gallery_size: int, title: str, fi
 def _panel(axes: Axes, audits: Sequence[Audit], on_front: list[bool], costs: list[float], label: str) -> None:
     axes.axhline(audits[0].accuracy, color=_LINE, linestyle="--", linewidth=1, zorder=1)
     colours = [_FRONT if marked else _BEATEN for marked in on_front]
-    axes.scatter(costs, [one.accuracy for one in audits], c=colours, s=46, zorder=3)
+    axes.scatter(costs, [one.accuracy for one in audits], c=colours, s=46, zorder=5)
     # Names stand apart where points of about the same height would carry them on top of each other.
     order = sorted(range(len(audits)), key=lambda place: (audits[place].accuracy, costs[place]))
     spread = max(one.accuracy for one in audits) - min(one.accuracy for one in audits) or 1.0
