@@ -56,7 +56,7 @@ class Audit:
         recall: recall@k over queries: the share of the exact k nearest that were found. A result counts when
             its exact cosine is at least that of the exact k-th, so that equal images do not count as missed.
         map_at_k: mAP@k; None without answers.
-        loss: mAP@k minus exact search's, query by query; None without answers.
+        difference: mAP@k minus exact search's, query by query; None without answers.
         fixed_bytes: What the index takes without images.
         bytes_per_image: Bytes over images, all included.
         bytes_at: Bytes at the number of images that was asked for.
@@ -71,7 +71,7 @@ class Audit:
     num_images: int
     recall: Interval
     map_at_k: Interval | None
-    loss: PairedDifference | None
+    difference: PairedDifference | None
     fixed_bytes: float
     bytes_per_image: float
     bytes_at: float
@@ -94,7 +94,7 @@ class Audit:
             "recall_high": self.recall.high,
             "num_queries": self.recall.num_queries,
             "num_images": self.num_images,
-            "map_loss": None if self.loss is None else self.loss.mean,
+            "map_difference": None if self.difference is None else self.difference.mean,
         }
 
 
@@ -245,7 +245,7 @@ def _audited(problem: Problem, name: str, find: Finder, notes: tuple[str, ...] =
         num_images=len(problem.gallery),
         recall=bootstrap_mean(recall_at_k(problem, found)),
         map_at_k=map_at_k,
-        loss=loss,
+        difference=loss,
         latencies=_latencies(problem, find),
         notes=notes,
         **costs,

@@ -52,8 +52,8 @@ def recommendation(audits: Sequence[Audit], budget_bytes: float, num_images: int
         least = min(audits, key=lambda one: one.bytes_at)
         return f"{where}: nothing fits; the smallest is {least.name} with {_mib(least.bytes_at)}"
     said = [f"recall@{chosen.k} {chosen.recall.mean:.3f}"]
-    if chosen.loss is not None:
-        loss = chosen.loss
+    if chosen.difference is not None:
+        loss = chosen.difference
         said.insert(0, f"mAP@{chosen.k} {loss.mean:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}] against exact")
     measured = "" if num_images == chosen.num_images else f"; measured on {chosen.num_images:,} images"
     return (

@@ -50,8 +50,8 @@ def naive_ap_at_k(rows: list[int], relevant: set[int], k: int) -> float:
 def test_exact_search_loses_nothing(problem: Problem) -> None:
     found = audit_exact(problem, at=10**6)
     assert (found.recall.low, found.recall.mean) == (1, 1)
-    assert found.loss is not None
-    assert (found.loss.mean, found.loss.p_value) == (0, 1)
+    assert found.difference is not None
+    assert (found.difference.mean, found.difference.p_value) == (0, 1)
     assert found.bytes_per_image == 4 * 32
     assert found.bytes_at == 4 * 32 * 10**6
 
@@ -83,9 +83,9 @@ def test_recall_and_loss_are_those_of_loops(problem: Problem, text: str) -> None
     assert one.recall.mean == pytest.approx(np.mean(recalls))
     assert one.map_at_k is not None
     assert one.map_at_k.mean == pytest.approx(np.mean(values))
-    assert one.loss is not None
+    assert one.difference is not None
     wanted = paired_test(np.array(values), np.array(best))
-    assert dataclasses.astuple(one.loss) == pytest.approx(dataclasses.astuple(wanted))
+    assert dataclasses.astuple(one.difference) == pytest.approx(dataclasses.astuple(wanted))
     assert one.recall.mean < 1
     assert one.bytes_per_image == pytest.approx(built.num_bytes / len(problem.gallery))
     assert one.accuracy == one.map_at_k.mean
@@ -97,9 +97,9 @@ def test_without_answers_recall_is_the_accuracy(problem: Problem) -> None:
     blind = Problem.of(problem.queries, problem.gallery, K, problem.ignored)
     one = audit_exact(blind, at=1)
     assert one.map_at_k is None
-    assert one.loss is None
+    assert one.difference is None
     assert one.accuracy == one.recall.mean
-    assert one.to_dict()["map_loss"] is None
+    assert one.to_dict()["map_difference"] is None
 
 
 def naive_recalls(both: Sides, found: Ranking, k: int) -> FloatArray:

@@ -16,7 +16,7 @@ def audited(name: str, accuracy: float, mib: float, ms: float) -> Audit:
         num_images=1000,
         recall=Interval(accuracy, accuracy, accuracy, 50),
         map_at_k=Interval(accuracy, accuracy, accuracy, 50),
-        loss=PairedDifference(accuracy - 0.9, accuracy - 0.95, accuracy - 0.85, 0.01, 50),
+        difference=PairedDifference(accuracy - 0.9, accuracy - 0.95, accuracy - 0.85, 0.01, 50),
         fixed_bytes=0,
         bytes_per_image=mib * MIB / 1000,
         bytes_at=mib * MIB,

@@ -53,7 +53,7 @@ def test_embeddings_are_indexed_and_audited(
         "RaBitQ rescore=3",
     ]
     assert (table.loc[["exact", "Flat"], "recall"] == 1).all()
-    assert (table.loc[["exact", "Flat"], "map_loss"].abs() < 1e-9).all()
+    assert (table.loc[["exact", "Flat"], "map_difference"].abs() < 1e-9).all()
     assert (table["num_queries"] == 40).all()
     assert table.loc["Flat", "bytes_per_image"] == pytest.approx(4 * 64, rel=0.01)
     assert table["on_front"].any()

@@ -42,7 +42,7 @@ class IndexReport:
         ]
         if self.exact_map is not None:
             said.append(
-                f"Loss: mAP@{first.k} minus that of exact search cut at the same {first.k}, paired by query. "
+                f"Against exact: mAP@{first.k} minus that of exact search cut at the same {first.k}, paired by query. "
                 f"The full exact ranking has mAP {self.exact_map:.3f}."
             )
         if self.gallery_size != first.num_images:

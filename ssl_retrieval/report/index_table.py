@@ -20,7 +20,7 @@ _MIB = 2**20
 def titles(audits: Sequence[Audit]) -> list[str]:
     """Name the columns of `cells`."""
     first = audits[0]
-    named = [f"recall@{first.k}", f"mAP@{first.k}", "loss [95 %]"]
+    named = [f"recall@{first.k}", f"mAP@{first.k}", "against exact [95 %]"]
     timed = [f"ms, {_in_words(latency.threads)} (p95)" for latency in first.latencies]
     return ["index", *named, "bytes/image", "MiB", *timed, "build s", "build peak MiB"]
 
@@ -30,8 +30,8 @@ def cells(audits: Sequence[Audit]) -> list[list[str]]:
     rows = []
     for one, on_front in zip(audits, front(audits), strict=True):
         loss = NOTHING
-        if one.loss is not None and one.map_at_k is not None:
-            loss = f"{one.loss.mean:+.3f} [{one.loss.low:+.3f}, {one.loss.high:+.3f}]"
+        if one.difference is not None and one.map_at_k is not None:
+            loss = f"{one.difference.mean:+.3f} [{one.difference.low:+.3f}, {one.difference.high:+.3f}]"
         rows.append(
             [
                 f"{one.name} {MARK}" if on_front else one.name,
@@ -87,10 +87,10 @@ def to_csv(audits: Sequence[Audit]) -> str:
             "recall_low": one.recall.low,
             "recall_high": one.recall.high,
             "map_at_k": None if one.map_at_k is None else one.map_at_k.mean,
-            "map_loss": None if one.loss is None else one.loss.mean,
-            "map_loss_low": None if one.loss is None else one.loss.low,
-            "map_loss_high": None if one.loss is None else one.loss.high,
-            "map_loss_p": None if one.loss is None else one.loss.p_value,
+            "map_difference": None if one.difference is None else one.difference.mean,
+            "map_difference_low": None if one.difference is None else one.difference.low,
+            "map_difference_high": None if one.difference is None else one.difference.high,
+            "map_difference_p": None if one.difference is None else one.difference.p_value,
             "fixed_bytes": one.fixed_bytes,
             "bytes_per_image": one.bytes_per_image,
             "bytes_at_gallery_size": one.bytes_at,
