@@ -42,8 +42,8 @@ class IndexReport:
         ]
         if self.exact_map is not None:
             said.append(
-                f"Against exact: mAP@{first.k} minus that of exact search cut at the same {first.k}, paired by query. "
-                f"The full exact ranking has mAP {self.exact_map:.3f}."
+                f"Against exact: mAP@{first.k} minus that of exact search cut at the same {first.k}, paired by "
+                f"query. The full exact ranking has mAP {self.exact_map:.3f}."
             )
         if self.gallery_size != first.num_images:
             said.append(
