@@ -37,13 +37,13 @@ class IndexReport:
         first = self.audits[0]
         assert first.name == EXACT
         said = [
-            f"{self.name}: {first.num_images:,} images, {first.recall.num_queries:,} queries, one at a time "
-            f"where milliseconds are given. MiB: for {self.gallery_size:,} images. {LEGEND}"
+            f"{self.name}: {first.num_images:,} images, {first.recall.num_queries:,} queries, one at a "
+            f"time where milliseconds are given. MiB: for {self.gallery_size:,} images. {LEGEND}"
         ]
         if self.exact_map is not None:
             said.append(
-                f"Against exact: mAP@{first.k} minus that of exact search cut at the same {first.k}, paired by "
-                f"query. The full exact ranking has mAP {self.exact_map:.3f}."
+                f"Against exact: mAP@{first.k} minus that of exact search cut at the same {first.k}, paired "
+                f"by query. The full exact ranking has mAP {self.exact_map:.3f}."
             )
         if self.gallery_size != first.num_images:
             said.append(
