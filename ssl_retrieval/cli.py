@@ -224,6 +224,20 @@ def compare(
 
 
 @app.command()
+def leakage(inputs: Inputs) -> None:
+    """Find near copies between training, query and gallery images, and list what to leave out.
+
+    Example: ssl-retrieval leakage configs/leakage/folder.yaml data.root=photos out=runs/leakage
+    """
+    from ssl_retrieval.leakage import LeakageConfig
+    from ssl_retrieval.leakage import leakage as run
+
+    cfg = _load(LeakageConfig, inputs)
+    run(cfg)
+    say(f"written: {Path(cfg.out).expanduser() / 'report.html'}, pairs.csv, summary.csv")
+
+
+@app.command()
 def search(
     embeddings: Annotated[Path, typer.Option(help="A folder that `embed` left.")],
     query: Annotated[Path, typer.Option(help="An image file.")],

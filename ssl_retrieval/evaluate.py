@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ssl_retrieval import config, devices, measuring, plugins, postprocess, rerank
+from ssl_retrieval import config, devices, exclusion, measuring, plugins, postprocess, rerank
 from ssl_retrieval.atomic import require_writable
 from ssl_retrieval.config import plugin
 from ssl_retrieval.data.tasks import require_positives
@@ -34,9 +34,11 @@ class ProtocolOptions:
 
     Attributes:
         image_size: Short side in pixels to which all images are reduced first; None = as stored.
+        exclude: A list of images to leave out, as `leakage` writes it; empty = the whole task.
     """
 
     image_size: int | None = None
+    exclude: str = ""
 
 
 @dataclass
@@ -177,6 +179,8 @@ def load_task(data: Any, options: ProtocolOptions) -> Task:
         UserError: Wrong data, or no query has a positive.
     """
     task: Task = plugins.find("dataset", data.name).load(data)
+    if options.exclude:
+        task = exclusion.apply(task, Path(options.exclude).expanduser())
     require_positives(task)
     return dataclasses.replace(
         task, protocol=dataclasses.replace(task.protocol, image_size=options.image_size)

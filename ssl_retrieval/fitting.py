@@ -92,8 +92,12 @@ def _files(images: ImageSet) -> set[str]:
     return {str(root / path) for path in images.paths}
 
 
-def images_of_section(section: Any) -> ImageSet:
-    """List the images of a config's ``fit`` section.
+def images_of_section(section: Any, name: str = "fit") -> ImageSet:
+    """List the images of a config's section.
+
+    Args:
+        section: A dataset section.
+        name: What it is called in the config.
 
     Raises:
         UserError: Wrong data; the line names the keys of this section.
@@ -101,5 +105,5 @@ def images_of_section(section: Any) -> ImageSet:
     try:
         images: ImageSet = plugins.find("dataset", section.name).images(section)
     except UserError as error:
-        raise UserError(config.in_section(str(error), section, "fit")) from error
+        raise UserError(config.in_section(str(error), section, name)) from error
     return images

@@ -107,6 +107,7 @@ class Protocol:
         cutoff: Ranks beyond it do not count for ``mAP``; None = full ranking.
         ties: How equal scores are ordered.
         similarity: What the ranking sorts by.
+        excluded: What a list left out (see `exclusion.apply`); ``none`` = the task is whole.
     """
 
     image_size: int | None = None
@@ -119,6 +120,7 @@ class Protocol:
     cutoff: int | None = None
     ties: str = "gallery_index"
     similarity: str = "cosine"
+    excluded: str = "none"
 
     def __post_init__(self) -> None:
         """Refuse values that no stage implements."""
@@ -140,6 +142,9 @@ class Protocol:
     def to_dict(self) -> dict[str, Any]:
         """Give the fields and their hash, as stored in ``report.json``."""
         fields = asdict(self) | {"scales": list(self.scales)}
+        if self.excluded == "none":
+            # Reports of whole tasks have had no such field, and stay comparable.
+            del fields["excluded"]
         return fields | {"hash": digest_of(fields)}
 
 

@@ -57,3 +57,16 @@ def format_count(value: float | None) -> str:
     if value != 0 and abs(value) < 10 and value != round(value):
         return f"{value:.2g}"
     return f"{value:,.0f}"
+
+
+def format_cell(value: object) -> str:
+    """Write whatever stands in a cell of a table.
+
+    >>> format_cell(1234), format_cell(0.51249), format_cell(float("nan")), format_cell("a"), format_cell(3.0)
+    ('1,234', '0.512', '–', 'a', '3.000')
+    """
+    if isinstance(value, str | bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if isinstance(value, float) and known(value) else NOTHING

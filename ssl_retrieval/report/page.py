@@ -16,7 +16,7 @@ from ssl_retrieval.report.coverage import coverage_notes
 from ssl_retrieval.report.footnotes import LEGEND, statistics_notes
 from ssl_retrieval.report.gallery import GalleryQuery, GalleryRow, thumbnail
 from ssl_retrieval.report.headline import headline
-from ssl_retrieval.report.numbers import format_count, format_p, format_score
+from ssl_retrieval.report.numbers import format_cell, format_count, format_p, format_score
 from ssl_retrieval.report.table import (
     LEVEL_TITLES,
     Column,
@@ -81,6 +81,17 @@ def write_search_page(query_file: Path, hits: Sequence[tuple[Path, float]], file
     write_text(template.render(title=title, query_file=query_file, hits=hits), file)
 
 
+def render(template: str, file: Path, **values: Any) -> None:
+    """Write a single-file page from a template of this folder.
+
+    Args:
+        template: Its file name.
+        file: Where the page goes.
+        values: What the template names.
+    """
+    write_text(environment().get_template(template).render(**values), file)
+
+
 def environment() -> Environment:
     """Make the reader of this folder's templates."""
     made = Environment(
@@ -98,6 +109,7 @@ def environment() -> Environment:
         "score": format_score,
         "p": format_p,
         "count": format_count,
+        "cell": format_cell,
         "results": _results,
         "pretty": _pretty,
     }
