@@ -231,28 +231,34 @@ def _planted(cfg: LeakageConfig, images: ImageSet, representation: Representatio
 
 def _in_words(task: Task, scopes: list[Scope]) -> Iterator[str]:
     for scope in scopes:
-        same, copied = len(scope.same_files), len(scope.copied("second"))
-        total = len(scope.second)
+        same, total = len(scope.same_files), len(scope.second)
+        copied = f"{len(scope.copied('second'))} have a near copy"
+        sure = scope.pairs["found_by"] != "embedding"
+        by_hash = f"({scope.pairs.loc[sure, 'second'].nunique()} by content or hash)"
         if scope.name.startswith("training-"):
+            images = "queries" if scope.name == "training-queries" else "gallery images"
             yield (
-                f"Of {total} {scope.name.removeprefix('training-')} images {same} are training images "
-                f"themselves and {copied} have a near copy among the others of the {len(scope.first)} "
-                "training images."
+                f"Of {total} {images} {same} are training images themselves; {copied} {by_hash} among the "
+                f"others of the {len(scope.first)} training images."
             )
         elif scope.name == "queries-gallery":
             relevant = _relevant_pairs(task, scope.pairs)
-            queries = len(scope.copied("first"))
-            right = len(np.unique(scope.pairs["first"].to_numpy(np.int64)[relevant]))
+            firsts = scope.pairs["first"]
             yield (
-                f"Of {len(scope.first)} queries {queries} have a near copy in the gallery, which is a right "
-                f"answer for {right} of them."
+                f"Of {len(scope.first)} queries {firsts.nunique()} have a near copy "
+                f"({firsts[sure].nunique()} by content or hash) in the gallery, which is a right answer for "
+                f"{firsts[relevant].nunique()} of them."
             )
         else:
             later = len(later_copies(scope.pairs, total))
             yield (
-                f"Of {total} gallery images {copied} have a near copy in it; {later} would go to keep one "
-                "of each."
+                f"Of {total} gallery images {_in_any(scope.pairs)} have a near copy "
+                f"({_in_any(scope.pairs[sure])} by content or hash) in it; {later} would go to keep one of each."
             )
+
+
+def _in_any(pairs: pd.DataFrame) -> int:
+    return int(pd.concat([pairs["first"], pairs["second"]]).nunique())
 
 
 def _relevant_pairs(task: Task, pairs: pd.DataFrame) -> np.ndarray:

@@ -61,7 +61,7 @@ def find_pairs(first: Pictures, second: Pictures, max_hamming: int, min_cosine: 
 
     Returns:
         One row per pair, the nearest first: ``first`` and ``second`` (indices), ``same_content``,
-        ``hamming`` (bits that differ, NaN without hash), ``mirrored`` (whether the mirror image is nearer),
+        ``hamming`` (bits that differ, NaN without hash), ``mirrored`` (whether it is the mirror image whose hash is near),
         ``cosine`` (NaN without vectors) and ``found_by``, such as ``hash+embedding``.
 
     Raises:
@@ -88,9 +88,11 @@ def find_pairs(first: Pictures, second: Pictures, max_hamming: int, min_cosine: 
             "second": right,
             "same_content": found["content"],
             "hamming": hamming,
-            "mirrored": mirrored,
+            "mirrored": mirrored & (hamming <= max_hamming),
             "cosine": _cosines(first.vectors, second.vectors, left, right),
-            "found_by": ["+".join(n for n in found if found[n][row]) for row in range(len(every))],
+            "found_by": np.array(
+                ["+".join(n for n in found if found[n][row]) for row in range(len(every))], object
+            ),
         },
         columns=list(COLUMNS),
     )
