@@ -224,6 +224,20 @@ def compare(
 
 
 @app.command()
+def analyze(inputs: Inputs) -> None:
+    """Look behind the scores: hubs, thresholds, doubtful labels, wins and losses, what breaks a representation.
+
+    Example: ssl-retrieval analyze configs/analyze/folder.yaml data.root=photos out=runs/analysis
+    """
+    from ssl_retrieval.analyze import AnalyzeConfig
+    from ssl_retrieval.analyze import analyze as run
+
+    cfg = _load(AnalyzeConfig, inputs)
+    run(cfg)
+    say(f"written: {Path(cfg.out).expanduser() / 'report.html'}, and a CSV and a PNG per question")
+
+
+@app.command()
 def leakage(inputs: Inputs) -> None:
     """Find near copies between training, query and gallery images, and list what to leave out.
 

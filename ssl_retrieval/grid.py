@@ -7,8 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ssl_retrieval import config, devices, learning, plugins
 from ssl_retrieval.atomic import atomic_path, require_writable
 from ssl_retrieval.compare import Comparison, compare
@@ -31,7 +29,7 @@ from ssl_retrieval.fitting import NothingToFitError
 from ssl_retrieval.pace import Pace
 from ssl_retrieval.recipe import Derived
 from ssl_retrieval.report.files import write_report
-from ssl_retrieval.report.gallery import GalleryQuery, GalleryRow, pick_queries
+from ssl_retrieval.report.gallery import GalleryQuery, pick_queries
 from ssl_retrieval.report.page import write_page
 from ssl_retrieval.report.table import to_csv, to_markdown
 from ssl_retrieval.representation import Representation, check_label
@@ -39,6 +37,7 @@ from ssl_retrieval.resampling import StatisticsOptions
 from ssl_retrieval.search import top_k
 from ssl_retrieval.seed_groups import check_seeds, method_of
 from ssl_retrieval.similarity import Rows
+from ssl_retrieval.results import results_of
 from ssl_retrieval.store import Shelf, Store
 from ssl_retrieval.types import Report, Task
 
@@ -319,7 +318,7 @@ def _galleries(comparison: Comparison, scored: dict[str, Scored], count: int) ->
     queries = []
     for picked in pick_queries(of_task, count):
         place = first.task.queries.paths.index(picked.query_id)
-        rows = [_gallery_row(name, result, place) for name, result in scored.items()]
+        rows = [results_of(name, result, place, GALLERY_K) for name, result in scored.items()]
         queries.append(
             GalleryQuery(
                 query_file=first.task.queries.file(place),
@@ -328,20 +327,6 @@ def _galleries(comparison: Comparison, scored: dict[str, Scored], count: int) ->
             )
         )
     return queries
-
-
-def _gallery_row(name: str, scored: Scored, place: int) -> GalleryRow:
-    task = scored.task
-    one = slice(place, place + 1)
-    chosen = Rows(scored.similarity, np.array([place], np.int64))
-    ranking = top_k(chosen, None, GALLERY_K, task.ignored[one])
-    found = ranking.indices[0][ranking.indices[0] >= 0]
-    return GalleryRow(
-        name=name,
-        files=[task.gallery.file(int(i)) for i in found],
-        hits=np.isin(found, task.relevant[place]).tolist(),
-        scores=ranking.scores[0][: len(found)].tolist(),
-    )
 
 
 def _title(task: Task, place: int, why: str) -> str:

@@ -1,7 +1,7 @@
 """Hubs: images that come up for far too many queries, while others are never found.
 
-In spaces of many dimensions some points are near neighbours of nearly everything (Radovanović et al., "Hubs in
-space", JMLR 2010). N_k, how often an image is among the k best, is then skewed.
+In spaces of many dimensions some points are near neighbours of nearly everything (Radovanović et al., "Hubs
+in space", JMLR 2010). N_k, how often an image is among the k best, is then skewed.
 """
 
 from dataclasses import asdict, dataclass

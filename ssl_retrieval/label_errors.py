@@ -39,11 +39,13 @@ def suspects(
         relevant images stands among all candidates, from 0 (first) to 1 (last), NaN without any.
 
     Raises:
-        UserError: A side has no labels.
+        UserError: A side has no labels, or the two have different ones.
     """
     own, others = task.queries.labels, task.gallery.labels
     if own is None or others is None:
         raise UserError(f"task {task.name!r} has no labels to doubt: leave out label_errors")
+    if task.queries.class_names != task.gallery.class_names:
+        raise UserError(f"task {task.name!r}: queries and gallery have different labels; none can be doubted")
     nearest = top_k(similarity, None, min(k, len(task.gallery)), task.ignored)
     votes = vote_shares(nearest, others, len(task.gallery.class_names), temperature)
     rows = np.arange(len(own))

@@ -253,7 +253,8 @@ def _in_words(task: Task, scopes: list[Scope]) -> Iterator[str]:
             later = len(later_copies(scope.pairs, total))
             yield (
                 f"Of {total} gallery images {_in_any(scope.pairs)} have a near copy "
-                f"({_in_any(scope.pairs[sure])} by content or hash) in it; {later} would go to keep one of each."
+                f"({_in_any(scope.pairs[sure])} by content or hash) in it; {later} would go to keep one of "
+                "each."
             )
 
 

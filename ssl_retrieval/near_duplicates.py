@@ -61,8 +61,8 @@ def find_pairs(first: Pictures, second: Pictures, max_hamming: int, min_cosine: 
 
     Returns:
         One row per pair, the nearest first: ``first`` and ``second`` (indices), ``same_content``,
-        ``hamming`` (bits that differ, NaN without hash), ``mirrored`` (whether it is the mirror image whose hash is near),
-        ``cosine`` (NaN without vectors) and ``found_by``, such as ``hash+embedding``.
+        ``hamming`` (bits that differ, NaN without hash), ``mirrored`` (whether it is the mirror image
+        whose hash is near), ``cosine`` (NaN without vectors) and ``found_by``, such as ``hash+embedding``.
 
     Raises:
         UserError: A threshold is out of range, or passes millions of pairs.

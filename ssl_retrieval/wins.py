@@ -16,8 +16,8 @@ def differences(one: Report, other: Report, metric: str) -> pd.DataFrame:
         metric: Name of a metric that both have per query.
 
     Returns:
-        One row per query that has a value, the largest win of the first at the top and its largest loss at the
-        bottom: ``query``, ``first``, ``second``, ``difference``.
+        One row per query that has a value, the largest win of the first at the top and its largest loss at
+        the bottom: ``query``, ``first``, ``second``, ``difference``.
 
     Raises:
         UserError: Another task, protocol or other queries, or a metric that one lacks.
