@@ -51,7 +51,8 @@ def hubness_section(scored: Mapping[str, Scored], k: int, num_shown: int) -> Sec
         text=[
             f"How often is each gallery image among the {k} best of a query? Skewness 0 is even and above 1 "
             "means hubs; antihubs are images that no query finds; hubs come up more than twice the mean; "
-            "Robin Hood is the share of all results that would have to change hands to make all images alike."
+            "Robin Hood is the share of all results that would have to change hands to make all images "
+            "alike."
         ],
         table=table,
         chart=hubness_chart(occurrences),
@@ -84,8 +85,8 @@ def calibration_section(scored: Mapping[str, Scored], precisions: Sequence[float
         title="From which similarity on can the best match be trusted?",
         text=[
             "Thresholds are chosen on a random half of the queries; accepted, precision (with its exact 95 % "
-            "interval, low to high) and recall are those of the other half. The threshold that just reaches a "
-            "precision on one half may miss it on the other; the sure one promises it with 95 % confidence "
+            "interval, low to high) and recall are those of the other half. The threshold that just reaches "
+            "a precision on one half may miss it on the other; the sure one promises it with 95 % confidence "
             "for queries like these, and is missing where they are too few for that."
         ],
         table=table,
@@ -157,9 +158,9 @@ def wins_section(scored: Mapping[str, Scored], first: str, second: str, num_show
         title=f"Where does {first} beat {second}, and where does it lose?",
         text=[
             f"Of {len(table)} queries {first} has the higher average precision on {int((gap > 0).sum())}, "
-            f"the lower on {int((gap < 0).sum())}, the same on {int((gap == 0).sum())}; the mean difference is "
-            f"{gap.mean():+.3f}. Below: its largest wins, then its largest losses. ✓ in a solid green frame "
-            "is right, ✗ in a dashed red frame is wrong."
+            f"the lower on {int((gap < 0).sum())}, the same on {int((gap == 0).sum())}; the mean difference "
+            f"is {gap.mean():+.3f}. Below: its largest wins, then its largest losses. ✓ in a solid green "
+            "frame is right, ✗ in a dashed red frame is wrong."
         ],
         table=pd.DataFrame(),
         queries=queries,
@@ -211,9 +212,9 @@ def invariance_section(
         name="invariance",
         title="Which alterations go unnoticed, and which break it?",
         text=[
-            f"{len(chosen)} gallery images were altered and searched the whole gallery of {len(gallery)}. Each "
-            "cell is the share that found their original first; invariance.csv also has the interval, the mean "
-            "cosine, and that cosine on a scale from 0, like a stranger, to 1, unmoved."
+            f"{len(chosen)} gallery images were altered and searched the whole gallery of {len(gallery)}. "
+            "Each cell is the share that found their original first; invariance.csv also has the interval, "
+            "the mean cosine, and that cosine on a scale from 0, like a stranger, to 1, unmoved."
         ],
         table=pd.DataFrame(),
         chart=invariance_chart(table),

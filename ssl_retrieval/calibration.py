@@ -4,9 +4,10 @@ Only the best match of each query counts, so that queries are independent and bi
 without anything to find counts too: whatever it gets is wrong.
 
 A threshold that merely reaches the precision on the queries it was chosen on reaches less on others. The sure
-threshold allows for that: among thresholds on a grid that is fixed without looking at right and wrong, the
-lowest whose Clopper-Pearson lower bound, corrected for the size of the grid, keeps the precision (as in
-Geifman and El-Yaniv, "Selective classification for deep neural networks", 2017).
+threshold allows for that by fixed-sequence testing (Angelopoulos et al., "Learn then test", arXiv 2110.01052):
+from a strict threshold it goes down a grid for as long as the Clopper-Pearson lower bound keeps the precision,
+and the first failure ends it. Grid and starts are quantiles of the scores, chosen without looking at right and
+wrong; the error probability is shared among the starts.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,11 @@ from scipy import stats
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import FloatArray, Ranking, Task
 
-GRID = 50
-"""Thresholds that are tried for the sure one."""
+GRID = 100
+"""Thresholds that may be tried for the sure one: those that accept 1/100, 2/100, … of the queries."""
+
+STARTS = (1, 3, 6, 12, 25, 50)
+"""How many hundredths of the queries the first thresholds accept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +98,17 @@ def sure(matches: BestMatches, precision: float, level: float = 0.95) -> float:
     Returns:
         The threshold; NaN where these queries are too few, or too often wrong, to promise anything.
     """
-    # Quantiles of the scores alone: which thresholds are tried does not depend on right and wrong.
-    grid = np.quantile(matches.scores, np.arange(GRID) / GRID, method="lower")
+    # From strict to lax.
+    grid = np.quantile(matches.scores, 1 - np.arange(1, GRID + 1) / GRID, method="lower")
     accepted = np.array([(matches.scores >= threshold).sum() for threshold in grid])
     right = np.array([matches.right[matches.scores >= threshold].sum() for threshold in grid])
-    keeps = lower_bound(right, accepted, (1 - level) / GRID) >= precision
-    return float(grid[keeps].min()) if keeps.any() else float("nan")
+    keeps = lower_bound(right, accepted, (1 - level) / len(STARTS)) >= precision
+    reached = [
+        start - 1 + int(np.argmin(np.append(keeps[start - 1 :], False))) - 1
+        for start in STARTS
+        if keeps[start - 1]
+    ]
+    return float(grid[max(reached)]) if reached else float("nan")
 
 
 def lower_bound(right: NDArray[np.int64], total: NDArray[np.int64], alpha: float) -> FloatArray:

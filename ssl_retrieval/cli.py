@@ -225,7 +225,7 @@ def compare(
 
 @app.command()
 def analyze(inputs: Inputs) -> None:
-    """Look behind the scores: hubs, thresholds, doubtful labels, wins and losses, what breaks a representation.
+    """Look behind the scores: hubs, thresholds, doubtful labels, wins and losses, invariance.
 
     Example: ssl-retrieval analyze configs/analyze/folder.yaml data.root=photos out=runs/analysis
     """

@@ -34,7 +34,7 @@ def hubness_chart(occurrences: Mapping[str, NDArray[np.int64]]) -> bytes:
 
 
 def precision_chart(curves: Mapping[str, pd.DataFrame]) -> bytes:
-    """Draw what a threshold buys: precision of the accepted best matches against threshold and against recall.
+    """Draw what a threshold buys: precision of the accepted best matches by threshold and by recall.
 
     Args:
         curves: Label -> table of `calibration.precision_curve`.
