@@ -3,11 +3,11 @@
 Only the best match of each query counts, so that queries are independent and binomial bounds hold. A query
 without anything to find counts too: whatever it gets is wrong.
 
-A threshold that merely reaches the precision on the queries it was chosen on reaches less on others. The sure
-threshold allows for that by fixed-sequence testing (Angelopoulos et al., "Learn then test", arXiv 2110.01052):
-from a strict threshold it goes down a grid for as long as the Clopper-Pearson lower bound keeps the precision,
-and the first failure ends it. Grid and starts are quantiles of the scores, chosen without looking at right and
-wrong; the error probability is shared among the starts.
+A threshold that merely reaches the precision on the queries it was chosen on reaches less on others. The
+sure threshold allows for that by fixed-sequence testing (Angelopoulos et al., "Learn then test", arXiv
+2110.01052): from a strict threshold it goes down a grid for as long as the Clopper-Pearson lower bound keeps
+the precision, and the first failure ends it. Grid and starts are quantiles of the scores, chosen without
+looking at right and wrong; the error probability is shared among the starts.
 """
 
 from collections.abc import Sequence
