@@ -38,6 +38,7 @@ LAYERS = {
     "train_setup": 4,
     "calibration": 3,
     "collapse": 3,
+    "copy_scopes": 3,
     "embed": 3,
     "fusion": 3,
     "index": 3,
