@@ -67,13 +67,14 @@ def invariance_chart(table: pd.DataFrame) -> bytes:
     values = np.array([[cell[(*row, label)] for label in labels] for row in rows])
     figure = Figure(figsize=(3.4 + 1.05 * len(labels), 1.3 + 0.27 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+    axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(labels)), labels, rotation=30, ha="left", fontsize=8)
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(rows)), [f"{kind}, {strength}" for kind, strength in rows], fontsize=8)
     for (i, j), value in np.ndenumerate(values):
-        dark = value < 0.15 or value > 0.9
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if dark else "k")
+        axes.text(
+            j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if value < 0.5 else "k"
+        )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return _png(figure)
