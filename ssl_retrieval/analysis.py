@@ -122,7 +122,10 @@ def label_errors_section(scored: Mapping[str, Scored], label: str, num_shown: in
         ]
         pictures.append((f"Most doubtful labels among the {side}", shown))
     doubted = {side: int((part["margin"] > 0).sum()) for side, part in found.items()}
-    counts = " and ".join(f"{count} of {len(found[side])} {side}" for side, count in doubted.items())
+    counts = " and ".join(
+        f"{count} of {len(found[side])} {side.replace('gallery', 'gallery images')}"
+        for side, count in doubted.items()
+    )
     return Section(
         name="label_errors",
         title="Which labels do the neighbours doubt?",
