@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import Command
+from command_line import REPOSITORY, Command
 from PIL import Image
+
+from ssl_retrieval import config
+from ssl_retrieval.analyze import AnalyzeConfig
 
 PARTS = {
     "hubness": ["hubness.csv", "hubness_images.csv", "hubness.png"],
@@ -110,3 +113,11 @@ def test_mistakes_are_one_line(
     done = cli("analyze", job, f"out={tmp_path / 'out'}", override)
     assert done.code == 2
     assert complaint in done.err
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "configs" / "analyze").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_shipped_configs_load_and_name_their_command(file: Path) -> None:
+    config.load(AnalyzeConfig, file, ["data.root=photos", "out=runs/one"])
+    assert f"# ssl-retrieval analyze configs/analyze/{file.name} data.root=" in file.read_text("utf-8")

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import Command
+from command_line import REPOSITORY, Command
 from PIL import Image
 from test_perceptual_hash import scene
 
+from ssl_retrieval import config
+from ssl_retrieval.leakage import LeakageConfig
 from ssl_retrieval.report.files import read_report
 
 
@@ -152,3 +154,11 @@ def test_mistakes_are_one_line(
 def test_exclusion_for_training_needs_training_images(cli: Command, job: Path, tmp_path: Path) -> None:
     done = cli("leakage", job, f"out={tmp_path / 'out'}", "exclude=queries", "training=null")
     assert "none are given: set training.name=… and training.root=…" in done.user_error()
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "configs" / "leakage").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_shipped_configs_load_and_name_their_command(file: Path) -> None:
+    config.load(LeakageConfig, file, ["data.root=photos", "out=runs/one"])
+    assert f"# ssl-retrieval leakage configs/leakage/{file.name} data.root=" in file.read_text("utf-8")
