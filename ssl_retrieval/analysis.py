@@ -10,11 +10,12 @@ from ssl_retrieval.alterations import ALTERATIONS
 from ssl_retrieval.calibration import BestMatches, calibration_table, precision_curve
 from ssl_retrieval.console import say
 from ssl_retrieval.errors import ImageError, UserError
-from ssl_retrieval.evaluate import HEADLINE, Scored
+from ssl_retrieval.evaluate import Scored
 from ssl_retrieval.hubness import hubness_table, k_occurrences
 from ssl_retrieval.images import cut, load_image
 from ssl_retrieval.invariance import audit
 from ssl_retrieval.label_errors import among_themselves, suspects
+from ssl_retrieval.measuring import HEADLINE
 from ssl_retrieval.picture_vectors import embed_pictures
 from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.report.analysis_charts import hubness_chart, invariance_chart, precision_chart

@@ -20,8 +20,9 @@ from ssl_retrieval.console import say
 from ssl_retrieval.data.base import one_of
 from ssl_retrieval.embed import EmbedOptions
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.evaluate import HEADLINE, ProtocolOptions, Scored, fit_options, load_task, score_features
+from ssl_retrieval.evaluate import ProtocolOptions, Scored, fit_options, load_task, score_features
 from ssl_retrieval.features import Features, derived, extracted
+from ssl_retrieval.measuring import HEADLINE
 from ssl_retrieval.recipe import Derived
 from ssl_retrieval.report.analysis_page import Section, write_analysis_page
 from ssl_retrieval.representation import Representation, check_label

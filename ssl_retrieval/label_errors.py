@@ -5,12 +5,12 @@ import pandas as pd
 
 from ssl_retrieval.data.tasks import task_from_groups
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.metrics_knn import TEMPERATURE
 from ssl_retrieval.search import relevant_ranks, top_k
 from ssl_retrieval.similarity import Similarity
 from ssl_retrieval.types import FloatArray, ImageSet, IntArray, Ranking, Task
 
 K = 20
-TEMPERATURE = 0.07
 
 
 def among_themselves(images: ImageSet) -> Task:
@@ -23,9 +23,9 @@ def suspects(
 ) -> pd.DataFrame:
     """Rank the queries by how strongly their neighbours speak against their label.
 
-    The k nearest vote with weight exp(score / temperature), as in `metrics.knn_accuracy`. The margin is the
-    share of votes for the strongest other label minus the share for the query's own, from -1 (all agree with
-    it) to 1 (all agree on another one).
+    The k nearest vote with weight exp(score / temperature), as in `metrics_knn.knn_accuracy`. The margin is
+    the share of votes for the strongest other label minus the share for the query's own, from -1 (all agree
+    with it) to 1 (all agree on another one).
 
     Args:
         task: With labels on both sides.

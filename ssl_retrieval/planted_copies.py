@@ -1,12 +1,12 @@
 """How many copies a search for copies finds: known ones are made, and looked for."""
 
-import io
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from ssl_retrieval import copy_transformations
 from ssl_retrieval.errors import ImageError
 from ssl_retrieval.images import load_image
 from ssl_retrieval.perceptual_hash import distances, gather, hash_image
@@ -15,43 +15,22 @@ from ssl_retrieval.types import ImageSet, VectorArray
 Embed = Callable[[list[Image.Image]], VectorArray]
 
 
-def half_size(image: Image.Image) -> Image.Image:
-    """Shrink both sides to a half."""
-    return image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BICUBIC)
-
-
-def jpeg(image: Image.Image, quality: int) -> Image.Image:
-    """Compress and decode again."""
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality)
-    return Image.open(stream).convert("RGB")
-
-
-def mirrored(image: Image.Image) -> Image.Image:
-    """Exchange left and right."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-def centre(image: Image.Image, share: float) -> Image.Image:
-    """Keep the middle of an image.
-
-    Args:
-        image: The image.
-        share: Of each side that is kept, above 0 and at most 1.
-    """
-    width, height = max(1, round(image.width * share)), max(1, round(image.height * share))
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-COPIES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
-    "half the size": half_size,
-    "JPEG quality 30": lambda image: jpeg(image, 30),
-    "mirrored": mirrored,
-    "mirrored, half the size, JPEG quality 30": lambda image: jpeg(half_size(mirrored(image)), 30),
-    "middle 90 % of each side": lambda image: centre(image, 0.9),
-    "middle 70 % of each side": lambda image: centre(image, 0.7),
+COPIES: Mapping[str, Mapping[str, float]] = {
+    "half the size": {"scale": 0.5},
+    "JPEG quality 30": {"jpeg": 30},
+    "mirrored": {"flip": 1},
+    "mirrored, half the size, JPEG quality 30": {"flip": 1, "scale": 0.5, "jpeg": 30},
+    "crop of 80 % of the area": {"crop": 0.8},
+    "crop of 50 % of the area": {"crop": 0.5},
 }
+"""What it is called -> transformations (see `copy_transformations`), in this order, with their strengths."""
+
+
+def copied(image: Image.Image, steps: Mapping[str, float], generator: np.random.Generator) -> Image.Image:
+    """Make a copy."""
+    for name, strength in steps.items():
+        image = copy_transformations.apply(image, name, strength, generator)
+    return image
 
 
 def found_shares(
@@ -70,7 +49,7 @@ def found_shares(
         max_hamming: As in `near_duplicates.find_pairs`.
         min_cosine: Likewise.
         embed: Gives float32 [N, D] of length 1 or 0; None = only the hash is tried.
-        seed: Of the draw.
+        seed: Of the draw, and of what is random in the copies.
 
     Returns:
         One row per kind of copy: ``copy``, ``num_images``, and the shares found by ``hash``, by
@@ -88,8 +67,9 @@ def found_shares(
     codes = gather([hash_image(image) for image in originals])
     vectors = None if embed is None else embed(originals)
     table = []
-    for name, change in COPIES.items():
-        copies = [change(image) for image in originals]
+    for name, steps in COPIES.items():
+        generator = np.random.default_rng(seed % 2**32)
+        copies = [copied(image, steps, generator) for image in originals]
         hamming, _ = distances(codes, gather([hash_image(image) for image in copies]), (rows, rows))
         cosines = np.full(len(rows), np.nan)
         if embed is not None and vectors is not None:

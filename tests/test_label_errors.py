@@ -8,7 +8,7 @@ import pytest
 from ssl_retrieval.data.tasks import labelled, task_from_groups
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.label_errors import among_themselves, suspects, vote_shares
-from ssl_retrieval.metrics import knn_accuracy
+from ssl_retrieval.metrics_knn import knn_accuracy
 from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.search import relevant_ranks, top_k
 from ssl_retrieval.similarity import Cosine

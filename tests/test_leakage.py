@@ -90,7 +90,7 @@ def test_planted_copies_are_reported_and_left_out(
     assert page.count("data:image/jpeg;base64,") == 8
     planted = table_of(tmp_path / "out" / "planted.csv", "copy")
     assert planted["hash"]["mirrored"] == 1
-    assert planted["hash"]["middle 70 % of each side"] < 1
+    assert planted["hash"]["crop of 50 % of the area"] < 1
 
     evaluation = tmp_path / "evaluate.yaml"
     evaluation.write_text("data: {name: folder, queries: test, gallery: train}\nmodel: {name: pixels}")
