@@ -34,10 +34,8 @@ from ssl_retrieval.report.page import write_page
 from ssl_retrieval.report.table import to_csv, to_markdown
 from ssl_retrieval.representation import Representation, check_label
 from ssl_retrieval.resampling import StatisticsOptions
-from ssl_retrieval.search import top_k
-from ssl_retrieval.seed_groups import check_seeds, method_of
-from ssl_retrieval.similarity import Rows
 from ssl_retrieval.results import results_of
+from ssl_retrieval.seed_groups import check_seeds, method_of
 from ssl_retrieval.store import Shelf, Store
 from ssl_retrieval.types import Report, Task
 
