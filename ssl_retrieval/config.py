@@ -43,19 +43,25 @@ def plugin_map(kind: str, shared: str = "") -> Any:
     return dataclasses.field(default_factory=dict, metadata={"kind": kind, "map": True, "shared": shared})
 
 
-def load(schema: type[Schema], file: Path | None, overrides: Sequence[str] = ()) -> Schema:
+def load(
+    schema: type[Schema],
+    file: Path | None,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Schema:
     """Read a config.
 
     Args:
         schema: A dataclass; its fields and types are the allowed keys and values.
         file: A yaml file; None = only defaults and overrides.
         overrides: ``key=value`` texts; dots reach into sections, values are read as yaml.
+        settings: Nested keys and plain values that override the file too.
 
     Raises:
         UserError: A missing file, broken yaml, unknown key (the nearest right one is named), wrong
             type, missing value, or unknown plugin.
     """
-    given: Any = OmegaConf.create({})
+    given: Any = OmegaConf.create(dict(settings or {}))
     for item in overrides:
         given = OmegaConf.merge(given, _read_override(item))
     raw: Any = _read_yaml(file) if file else OmegaConf.create({})

@@ -204,7 +204,7 @@ def test_interpolation_to_a_missing_value(tmp_path: Path) -> None:
             "data.name=foldr",
             ["dataset 'foldr'; did you mean 'folder'", ", folder, ", "ukbench)"],
         ),
-        ("data.name=zzzz", ["unknown dataset 'zzzz' (known: cifar10"]),
+        ("data.name=zzzz", ["unknown dataset 'zzzz' (known: cars196, cifar10"]),
         (
             "model.name=pixel",
             ["did you mean 'pixels'", "known: asmk, bow, checkpoint, color_histogram, color_moments"],

@@ -12,6 +12,7 @@ PACKAGE = Path(ssl_retrieval.__file__).parent
 
 LAYERS = {
     "cli": 6,
+    "notebook": 6,
     "analysis": 5,
     "analyze": 5,
     "demo": 5,

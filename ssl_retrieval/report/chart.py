@@ -63,14 +63,15 @@ def draw_chart(task: TaskComparison, colours: dict[str, str]) -> str:
         "xtick.color": _INK,
     }
     with matplotlib.rc_context(style):
-        figure = _draw(task.ranked, colours)
+        figure = draw_figure(task.ranked, colours)
         buffer = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     return _inline(buffer.getvalue(), _in_words(task))
 
 
-def _draw(entries: list[Entry], colours: dict[str, str]) -> Figure:
+def draw_figure(entries: list[Entry], colours: dict[str, str]) -> Figure:
+    """Draw the ``mAP`` of some representations with their intervals, the first one on top."""
     num_rows = len(entries)
     height = _ROW_INCHES * num_rows + 0.55
     figure = Figure(figsize=(_WIDTH_INCHES, height))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ssl_retrieval.index_audit import EXACT, Audit
 from ssl_retrieval.report.index_chart import write_index_chart
 from ssl_retrieval.report.index_table import LEGEND, cells, titles, to_csv, to_markdown
-from ssl_retrieval.report.page import environment, write_text
+from ssl_retrieval.report.page import render, write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +66,12 @@ def write_index_report(report: IndexReport, out: Path) -> None:
     write_text(to_csv(report.audits), out / "table.csv")
     picture = out / "pareto.png"
     write_index_chart(report.audits, report.gallery_size, report.name, picture)
-    page = (
-        environment()
-        .get_template("index.html")
-        .render(
-            title=f"Approximate search: {report.name}",
-            report=report,
-            titles=titles(report.audits),
-            rows=cells(report.audits),
-            picture="data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode(),
-        )
+    render(
+        "index.html",
+        out / "report.html",
+        title=f"Approximate search: {report.name}",
+        report=report,
+        titles=titles(report.audits),
+        rows=cells(report.audits),
+        picture="data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode(),
     )
-    write_text(page, out / "report.html")

@@ -75,7 +75,12 @@ def to_markdown(audits: Sequence[Audit], below: Sequence[str]) -> str:
 
 
 def to_csv(audits: Sequence[Audit]) -> str:
-    """Write every number, one row per index."""
+    """Write `audit_frame`."""
+    return audit_frame(audits).to_csv(index=False)
+
+
+def audit_frame(audits: Sequence[Audit]) -> pd.DataFrame:
+    """Give every number, one row per index."""
     rows = []
     for one, on_front in zip(audits, front(audits), strict=True):
         row = {
@@ -103,7 +108,7 @@ def to_csv(audits: Sequence[Audit]) -> str:
             row[f"ms_median_{latency.threads}_threads"] = latency.median
             row[f"ms_p95_{latency.threads}_threads"] = latency.p95
         rows.append(row)
-    return pd.DataFrame(rows).to_csv(index=False)
+    return pd.DataFrame(rows)
 
 
 def _in_words(count: int) -> str:

@@ -250,7 +250,12 @@ def _fitted_texts(entry: Entry) -> list[str]:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Write every number: one row per task, representation and metric.
+    """Write `to_frame`."""
+    return to_frame(comparison).to_csv(index=False)
+
+
+def to_frame(comparison: Comparison) -> pd.DataFrame:
+    """Give every number: one row per task, representation and metric.
 
     ``p_holm`` and ``in_best_group`` are filled for ``mAP``, the metric that is tested.
     """
@@ -282,7 +287,7 @@ def to_csv(comparison: Comparison) -> str:
                         **entry.report.costs,
                     }
                 )
-    return pd.DataFrame(rows).to_csv(index=False)
+    return pd.DataFrame(rows)
 
 
 def _escape(text: str) -> str:
