@@ -21,11 +21,11 @@ from ssl_retrieval.data.base import one_of
 from ssl_retrieval.embed import EmbedOptions
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.evaluate import ProtocolOptions, Scored, fit_options, load_task, score_features
-from ssl_retrieval.features import Features, derived, extracted
+from ssl_retrieval.features import Features, checked_labels, derived, extracted
 from ssl_retrieval.measuring import HEADLINE
 from ssl_retrieval.recipe import Derived
 from ssl_retrieval.report.analysis_page import Section, write_analysis_page
-from ssl_retrieval.representation import Representation, check_label
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.statistics import bootstrap_mean
 from ssl_retrieval.store import Store
 
@@ -143,14 +143,7 @@ def _check(cfg: AnalyzeConfig) -> None:
     if not cfg.models:
         raise UserError("missing section 'models': give at least one, as models.LABEL.name=…")
     cfg.embed.check()
-    known = list(cfg.models)
-    for name, recipe in cfg.derived.items():
-        if name in known:
-            raise UserError(f"derived.{name}: there is a model of that name; give it another")
-        recipe.check(name, known)
-        known.append(name)
-    for name in known:
-        check_label(name)
+    known = checked_labels(cfg.models, cfg.derived)
     for part in cfg.parts:
         one_of("parts", part, PARTS)
     if "wins" in cfg.parts and len(known) < 2:

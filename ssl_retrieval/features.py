@@ -5,7 +5,7 @@ A representation is an extractor (`Representation`) or derived from others (`Der
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from ssl_retrieval.errors import UserError
 from ssl_retrieval.fitting import FitSet, NothingToFitError
 from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.recipe import Derived
-from ssl_retrieval.representation import Representation
+from ssl_retrieval.representation import Representation, check_label
 from ssl_retrieval.searching import search_of
 from ssl_retrieval.similarity import Cosine, Similarity
 from ssl_retrieval.store import Store, files_of
@@ -81,6 +81,27 @@ class Features:
         assert self.queries is not None
         assert self.gallery is not None
         return Cosine(self.queries, self.gallery)
+
+
+def checked_labels(models: Iterable[str], recipes: Mapping[str, Derived]) -> list[str]:
+    """List the labels of a config's representations, models first; refuse what cannot be made.
+
+    Args:
+        models: Labels of extractors.
+        recipes: Label -> what is made of those before it.
+
+    Raises:
+        UserError: A label is taken or cannot be written, or a recipe is wrong.
+    """
+    known = list(models)
+    for name, recipe in recipes.items():
+        if name in known:
+            raise UserError(f"derived.{name}: there is a model of that name; give it another")
+        recipe.check(name, known)
+        known.append(name)
+    for name in known:
+        check_label(name)
+    return known
 
 
 def extracted(representation: Representation, store: Store) -> Features:

@@ -24,7 +24,7 @@ from ssl_retrieval.evaluate import (
     score_features,
     wanted_metrics,
 )
-from ssl_retrieval.features import Features, derived, extracted, needs_vectors
+from ssl_retrieval.features import Features, checked_labels, derived, extracted, needs_vectors
 from ssl_retrieval.fitting import NothingToFitError
 from ssl_retrieval.pace import Pace
 from ssl_retrieval.recipe import Derived
@@ -32,7 +32,7 @@ from ssl_retrieval.report.files import write_report
 from ssl_retrieval.report.gallery import GalleryQuery, pick_queries
 from ssl_retrieval.report.page import write_page
 from ssl_retrieval.report.table import to_csv, to_markdown
-from ssl_retrieval.representation import Representation, check_label
+from ssl_retrieval.representation import Representation
 from ssl_retrieval.resampling import StatisticsOptions
 from ssl_retrieval.results import results_of
 from ssl_retrieval.seed_groups import check_seeds, method_of
@@ -180,14 +180,7 @@ def _check(cfg: CompareConfig) -> None:
     cfg.embed.check()
     if cfg.on_missing_fit not in ("leave_out", "fail"):
         raise UserError(f"on_missing_fit={cfg.on_missing_fit!r}: use leave_out or fail")
-    known = list(cfg.models)
-    for name, recipe in cfg.derived.items():
-        if name in known:
-            raise UserError(f"derived.{name}: there is a model of that name; give it another")
-        recipe.check(name, known)
-        known.append(name)
-    for name in known:
-        check_label(name)
+    known = checked_labels(cfg.models, cfg.derived)
     cfg.statistics.check()
     check_seeds(cfg.seeds, known)
 
