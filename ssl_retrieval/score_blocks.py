@@ -18,6 +18,8 @@ BLOCK_BYTES = 256 * 2**20
 MAX_QUERY_ROWS = 512
 MIN_QUERY_ROWS = 128
 """Fewer rows would make the product of two blocks slow."""
+CACHED_BYTES = 8 * 2**20
+"""Vectors of a block on the CPU: what its caches hold."""
 KEPT_BLOCKS = 2
 """Scores of whole rows are kept where they take no more memory than so many blocks."""
 # Per pair: the float32 score, the int64 key, and the temporaries of making, sorting or merging them.
@@ -122,10 +124,14 @@ class Pairs(ABC):
             kept[:, start : start + scores.shape[1]] = scores
         return iter([(0, kept)]), iter([(0, kept)])
 
-    def _load(self, values: VectorArray) -> Tensor:
+    def _load(self, values: VectorArray, into: Tensor | None = None) -> Tensor:
         # Always a copy: every block then has the same memory alignment, hence the same rounding, on
         # each pass, and a read-only memmap is as good as an array.
-        block = torch.tensor(values, device=self.device)
+        if into is None:
+            block = torch.tensor(values, device=self.device)
+        else:
+            block = into[: len(values)]
+            np.copyto(block.numpy(), values)
         # The least and the largest tell of NaN and infinity, several times faster than a look at each.
         assert block.numel() == 0 or torch.isfinite(torch.stack(block.aminmax())).all()
         return block
@@ -141,8 +147,12 @@ class Products(Pairs):
     def scores(self, rows: slice) -> Iterator[tuple[int, Tensor]]:
         """Multiply block by block."""
         queries = self._load(self.queries[rows])
+        # One buffer for all blocks: fresh memory costs more than the product of a few queries.
+        shape = min(self.gallery_rows, self.num_gallery), self.gallery.shape[1]
+        buffer = torch.empty(shape) if self.device.type == "cpu" else None
         for start in range(0, self.num_gallery, self.gallery_rows):
-            yield start, queries @ self._load(self.gallery[start : start + self.gallery_rows]).T
+            block = self._load(self.gallery[start : start + self.gallery_rows], buffer)
+            yield start, queries @ block.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +209,10 @@ def cut(
         kept = fitting >= min(query_rows, MIN_QUERY_ROWS)
         if kept:
             query_rows = min(query_rows, fitting)
-        gallery_rows = max(1, block_bytes // (BYTES_PER_PAIR * query_rows + 4 * dim))
+        fitting = block_bytes // (BYTES_PER_PAIR * query_rows + 4 * dim)
+        if device.type == "cpu":
+            fitting = min(fitting, CACHED_BYTES // (4 * max(1, dim)))
+        gallery_rows = max(1, fitting)
         shape = len(queries), len(gallery)
         pairs = Products(ignored, device, *shape, query_rows, gallery_rows, kept, queries, gallery)
     assert pairs.num_gallery < LOW_BITS
