@@ -79,7 +79,7 @@ def empty(spec: IndexSpec, dim: int) -> Any:
     except (RuntimeError, MemoryError) as error:
         raise UserError(
             f"index {spec.name!r}: faiss makes no {spec.factory!r} of {dim} dimensions ({_reason(error)}): "
-            "see docs/search.md for strings that fit"
+            'see docs/search.md for strings that fit; one with a comma is quoted in a list, as "IVF64,Flat"'
         ) from error
     if isinstance(faiss.downcast_index(index), faiss.IndexIDMap):
         raise UserError(f"index {spec.name!r}: leave IDMap out: ids are kept beside the index")
