@@ -19,6 +19,8 @@ from ssl_retrieval.representation import Representation
 from ssl_retrieval.search import top_k
 from ssl_retrieval.types import EmbeddingSet, Ranking, VectorArray
 
+BLOCK_ROWS = 16_384
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -76,15 +78,38 @@ def find(embeddings: Path, query: Path, k: int, device: str = "auto", index: str
                 f"{cfg.name!r} has a similarity of its own, which no index has: leave --index out"
             )
         ranking = _approximately(embeddings, stored, l2_normalize(vector), k, index)
+    elif hasattr(representation.extractor, "similarity"):
+        ranking = top_k(similarity_of(representation.extractor, vector, np.asarray(stored.vectors)), None, k)
     else:
-        scores = similarity_of(representation.extractor, vector, np.asarray(stored.vectors))
-        ranking = top_k(scores, None, k)
+        ranking = nearest(l2_normalize(vector), stored.vectors, k)
     root = Path(stored.meta["images"]["root"])
     return [
         Hit(root / stored.ids[row], float(score))
         for row, score in zip(ranking.indices[0], ranking.scores[0], strict=True)
         if row >= 0
     ]
+
+
+def nearest(queries: VectorArray, vectors: VectorArray, k: int, rows: int = BLOCK_ROWS) -> Ranking:
+    """Find the nearest by cosine among vectors of any length that need not fit in memory.
+
+    Args:
+        queries: float32 [Q, D], rows of length 1 or 0.
+        vectors: float32 [N, D]; may be an ``np.memmap``: it is read and normalised in blocks.
+        k: How many results, at most N.
+        rows: Vectors of a block.
+    """
+    indices, scores = np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+    for start in range(0, len(vectors), rows):
+        block = l2_normalize(vectors[start : start + rows])
+        found = top_k(queries, block, min(k, len(block)))
+        indices = np.concatenate([indices, found.indices + start], axis=1)
+        scores = np.concatenate([scores, found.scores], axis=1)
+        # Stable, and earlier blocks come first: equal scores stay in the order of the gallery.
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        indices = np.take_along_axis(indices, best, axis=1)
+        scores = np.take_along_axis(scores, best, axis=1)
+    return Ranking(indices, scores)
 
 
 def _approximately(embeddings: Path, stored: EmbeddingSet, query: VectorArray, k: int, asked: str) -> Ranking:

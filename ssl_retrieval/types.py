@@ -257,9 +257,12 @@ class EmbeddingSet:
         assert self.vectors.dtype == np.float32
         assert self.vectors.ndim == 2
         assert len(self.ids) == len(self.vectors)
-        if not np.isfinite(self.vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(self.vectors).all(axis=1))[0])
-            raise UserError(f"the embedding of {self.ids[row]!r} is not finite (NaN or infinity)")
+        # In blocks, for the vectors may be a file that is larger than memory.
+        for start in range(0, len(self.vectors), 16_384):
+            finite = np.isfinite(self.vectors[start : start + 16_384]).all(axis=1)
+            if not finite.all():
+                name = self.ids[start + int(finite.argmin())]
+                raise UserError(f"the embedding of {name!r} is not finite (NaN or infinity)")
 
     @property
     def dim(self) -> int:

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Command, Outcome
+from hypothesis import given
+from hypothesis import strategies as st
 from made_up_photos import photo
 
 from ssl_retrieval.embedding_files import read
-from ssl_retrieval.find import find
+from ssl_retrieval.find import find, nearest
 from ssl_retrieval.images import load_image
 from ssl_retrieval.postprocess import l2_normalize
 
@@ -51,6 +53,18 @@ def test_a_new_picture_finds_its_kind(embeddings: Path, photos: Path, tmp_path: 
     photo((200, 40, 40), seed=77, size=(90, 50)).save(tmp_path / "red.webp")
     hits = find(embeddings, tmp_path / "red.webp", k=10)
     assert {hit.file.parent.name for hit in hits} == {"apple"}
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 12), rows=st.integers(1, 15))
+def test_blocks_find_what_a_stable_sort_of_all_cosines_finds(seed: int, k: int, rows: int) -> None:
+    draw = np.random.default_rng(seed)
+    # Along the axes and of any length: cosines are exact, and many tie.
+    axes = np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
+    gallery = (draw.choice(axes, 12) * draw.choice([1, 2, 3], (12, 1))).astype(np.float32)
+    queries = l2_normalize(draw.integers(-1, 2, (3, 2)).astype(np.float32))
+    found = nearest(queries, gallery, k, rows)
+    scores = queries @ l2_normalize(gallery).T
+    np.testing.assert_array_equal(found.indices, np.argsort(-scores, axis=1, kind="stable")[:, :k])
 
 
 def test_more_than_there_are_gives_all(embeddings: Path, photos: Path) -> None:
