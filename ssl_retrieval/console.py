@@ -1,5 +1,6 @@
 """What people read while a command runs; on stderr, so that stdout stays for results."""
 
+import importlib.util
 import os
 
 from rich.console import Console
@@ -14,6 +15,8 @@ from rich.progress import (
 
 # Of several processes (torchrun sets RANK) the first speaks for all; errors are printed by each.
 _IS_FIRST = os.environ.get("RANK", "0") == "0"
+# Without them a bar in a notebook is a warning for every change.
+_HAS_WIDGETS = importlib.util.find_spec("ipywidgets") is not None
 
 console = Console(stderr=True, highlight=False, emoji=False)
 
@@ -38,5 +41,5 @@ def progress_bar(*extra: ProgressColumn) -> Progress:
         *extra,
         TimeRemainingColumn(),
         console=console,
-        disable=not (_IS_FIRST and (console.is_terminal or console.is_jupyter)),
+        disable=not (_IS_FIRST and (console.is_terminal or (console.is_jupyter and _HAS_WIDGETS))),
     )

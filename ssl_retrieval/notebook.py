@@ -19,7 +19,6 @@ from typing import Any
 import faiss
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ssl_retrieval import config
 from ssl_retrieval.analyze import AnalyzeConfig
@@ -39,7 +38,7 @@ from ssl_retrieval.leakage import leakage as run_leakage
 from ssl_retrieval.own_vectors import evaluate_vectors
 from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.report.analysis_page import Section
-from ssl_retrieval.report.chart import draw_figure, family_colours
+from ssl_retrieval.report.chart import Drawing, draw_figure, family_colours
 from ssl_retrieval.report.index_table import audit_frame
 from ssl_retrieval.report.table import to_frame
 from ssl_retrieval.train import PretrainConfig
@@ -108,10 +107,10 @@ class Collection:
         hits = find(self.folder, Path(query).expanduser(), k)
         return pd.DataFrame({"score": [h.score for h in hits], "filepath": [str(h.file) for h in hits]})
 
-    def show(self, hits: pd.DataFrame, columns: int = 5) -> Figure:
+    def show(self, hits: pd.DataFrame, columns: int = 5) -> Drawing:
         """Draw the pictures of a frame with ``filepath`` and ``score``."""
         rows = max(1, -(-len(hits) // columns))
-        figure = Figure(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
+        figure = Drawing(figsize=(2.2 * columns, 2.4 * rows), layout="constrained")
         for place, (file, score) in enumerate(zip(hits["filepath"], hits["score"], strict=True)):
             axes = figure.add_subplot(rows, columns, place + 1)
             axes.imshow(np.asarray(load_image(Path(file), at_least=240)))
@@ -190,7 +189,7 @@ def table(what: Comparison | Report | Iterable[Report]) -> pd.DataFrame:
     return to_frame(compare_finished([what] if isinstance(what, Report) else list(what)))
 
 
-def chart(comparison: Comparison, task: str = "") -> Figure:
+def chart(comparison: Comparison, task: str = "") -> Drawing:
     """Draw the mAP of every representation on a task, by default the first one."""
     shown = next((one for one in comparison.tasks if one.task == task), comparison.tasks[0])
     return draw_figure(shown.ranked, family_colours([entry.family for entry in shown.entries]))

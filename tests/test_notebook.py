@@ -1,20 +1,26 @@
-"""The notebook runs from top to bottom."""
+"""The notebooks run from top to bottom."""
 
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "demo.ipynb"
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+
+def run(name: str, folder: Path) -> tuple[Any, list[Any]]:
+    """Execute a notebook from top to bottom; give it with its outputs."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook, [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
 @pytest.mark.slow
 def test_notebook_runs(tmp_path: Path) -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook, outputs = run("demo", tmp_path)
     assert len(notebook.cells) == 10
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     texts = [output.get("text", "") for output in outputs]
     data = [output.get("data", {}) for output in outputs]
     tables = [shown["text/markdown"] for shown in data if "text/markdown" in shown]
@@ -24,6 +30,17 @@ def test_notebook_runs(tmp_path: Path) -> None:
     assert "SimCLR from ImageNet" in tables[0]
 
 
-def test_notebook_is_stored_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.slow
+def test_the_notebook_on_collections_runs(tmp_path: Path) -> None:
+    _, outputs = run("collection", tmp_path)
+    data = [output.get("data", {}) for output in outputs]
+    assert sum("image/png" in shown for shown in data) == 3
+    tables = " ".join(shown.get("text/html", "") for shown in data)
+    for name in ("ImageNet", "HNSW32", "within-gallery", "noisy"):
+        assert name in tables
+
+
+@pytest.mark.parametrize("file", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda file: file.stem)
+def test_notebook_is_stored_without_outputs(file: Path) -> None:
+    notebook = nbformat.read(file, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)

@@ -31,6 +31,15 @@ _WIDTH_INCHES = 4.6
 _ROW_INCHES = 0.52
 
 
+class Drawing(Figure):
+    """A figure that notebooks show without being told how."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+        return buffer.getvalue()
+
+
 def family_colours(families: list[str]) -> dict[str, str]:
     """Give each family its colour; unknown families get colours of their own, in order.
 
@@ -70,11 +79,11 @@ def draw_chart(task: TaskComparison, colours: dict[str, str]) -> str:
     return _inline(buffer.getvalue(), _in_words(task))
 
 
-def draw_figure(entries: list[Entry], colours: dict[str, str]) -> Figure:
+def draw_figure(entries: list[Entry], colours: dict[str, str]) -> Drawing:
     """Draw the ``mAP`` of some representations with their intervals, the first one on top."""
     num_rows = len(entries)
     height = _ROW_INCHES * num_rows + 0.55
-    figure = Figure(figsize=(_WIDTH_INCHES, height))
+    figure = Drawing(figsize=(_WIDTH_INCHES, height))
     axes = figure.add_axes((0.02, 0.5 / height, 0.96, _ROW_INCHES * num_rows / height))
     # The value stands right of the interval: leave it room.
     right = max(_high_end(entry) for entry in entries) * 1.22 or 1.0
