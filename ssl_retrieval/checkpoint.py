@@ -1,22 +1,26 @@
 """The exported encoder: safetensors weights plus everything needed to use them, in one file."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_retrieval import backbones
 from ssl_retrieval.atomic import atomic_path
+from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.weights import CARD, stored_card
 
 SCHEMA = 1
+
+_HEAD = "embedding_head."
+"""Prefix of the head's weights; no timm network has a part of this name."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Card:
         recipe: The run's config with everything that was chosen for it.
         data: Fingerprint of the training images.
         scores: Name of a measure -> value.
+        family: What it is called in tables: ``self-supervised`` or ``fine-tuned``.
+        head: `EmbeddingHead.to_dict` of the head that it was trained with; empty = the network's own pooling.
     """
 
     backbone: str
@@ -58,11 +64,17 @@ class Card:
     recipe: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     scores: dict[str, float] = field(default_factory=dict)
+    family: str = "self-supervised"
+    head: dict[str, Any] = field(default_factory=dict)
 
 
-def save(model: nn.Module, card: Card, file: Path) -> None:
-    """Write the encoder atomically."""
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+def save(model: nn.Module, card: Card, file: Path, head: EmbeddingHead | None = None) -> None:
+    """Write the encoder, and the head that it was trained with, atomically."""
+    named = dict(model.state_dict())
+    if head is not None:
+        card = replace(card, head=head.to_dict())
+        named |= {f"{_HEAD}{key}": value for key, value in head.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in named.items()}
     metadata = {CARD: json.dumps({"schema": SCHEMA} | asdict(card))}
     with atomic_path(file) as partial:
         save_file(state, partial, metadata=metadata)
@@ -109,11 +121,38 @@ def load(file: Path, dynamic_size: bool = False) -> tuple[nn.Module, Card, Input
         patch_size=card.patch_size,
         dynamic_size=card.dynamic_size or dynamic_size,
     )
-    with safe_open(file, framework="pt") as stored:
-        state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    state = {key: value for key, value in _state(file).items() if not key.startswith(_HEAD)}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{file}: the weights do not fit {card.backbone!r}") from error
     assert all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
     return model.eval(), card, spec
+
+
+def load_head(file: Path, model: nn.Module, card: Card) -> EmbeddingHead | None:
+    """Read the head that an encoder was trained with; None where that is the network's own pooling.
+
+    Args:
+        file: A checkpoint of ours.
+        model: Its encoder, from `load`.
+        card: Its card.
+
+    Raises:
+        UserError: The weights do not fit the card.
+    """
+    if not card.head:
+        return None
+    try:
+        head = EmbeddingHead(model, **card.head)
+        head.load_state_dict(
+            {key.removeprefix(_HEAD): value for key, value in _state(file).items() if key.startswith(_HEAD)}
+        )
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"{file}: the head's weights do not fit its card") from error
+    return head.eval()
+
+
+def _state(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt") as stored:
+        return {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118

@@ -159,6 +159,15 @@ def pretrain(inputs: Inputs) -> None:
 
 
 @app.command()
+def finetune(inputs: Inputs) -> None:
+    """Train a network on labels, or go on with a learned one: the same loop and keys as pretrain.
+
+    Example: ssl-retrieval finetune configs/finetune/arcface.yaml data.root=photos out=runs/arcface
+    """
+    pretrain(inputs)
+
+
+@app.command()
 def embed(inputs: Inputs) -> None:
     """Embed the images of a folder or dataset.
 

@@ -25,6 +25,7 @@ class Facts:
         pretrained: Whether training starts from learned weights.
         transformer: Whether the network is a ViT.
         num_steps: Steps of the whole run; known once epochs are.
+        num_classes: Classes in the training labels, for methods that get them.
     """
 
     num_images: int = 50_000
@@ -33,6 +34,7 @@ class Facts:
     pretrained: bool = False
     transformer: bool = False
     num_steps: int = 10_000
+    num_classes: int = 10
 
     @property
     def epochs(self) -> float:

@@ -21,6 +21,7 @@ from ssl_retrieval import backbones, collapse, config, metrics, plugins
 from ssl_retrieval.augment import Augment, Output, View, make_views
 from ssl_retrieval.console import say
 from ssl_retrieval.data.tasks import answerable, require_positives, subsample
+from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import report_skipped
 from ssl_retrieval.metrics_knn import knn_accuracy
@@ -218,12 +219,13 @@ class Monitor:
         # Whole multiples count although fractions of epochs are inexact.
         return int(step / interval + 1e-9) > int((step - 1) / interval + 1e-9)
 
-    def check(self, encoder: nn.Module, step: int) -> MonitorResult:
+    def check(self, encoder: nn.Module, step: int, head: EmbeddingHead | None = None) -> MonitorResult:
         """Score a network; neither it nor torch's random state is changed.
 
         Args:
             encoder: A timm network with float32 weights on the monitor's device.
             step: Steps done, for the words. The first pass of a run is what later ones are compared to.
+            head: What makes vectors of its map; None = its own pooling.
 
         Returns:
             ``val_mAP``, ``val_hit_rate@1`` and, for search by category, ``val_knn@20``; or
@@ -231,8 +233,8 @@ class Monitor:
             and ``uniformity`` (see `collapse.Signals`). All are NaN when embeddings are not finite.
         """
         with _left_as_it_was(encoder, self.device):
-            queries = self._embed(encoder, self.probe.queries)
-            gallery = self._embed(encoder, self.probe.gallery)
+            queries = self._embed(encoder, head, self.probe.queries)
+            gallery = self._embed(encoder, head, self.probe.gallery)
             if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
                 return self._not_finite(step)
             queries, gallery = l2_normalize(queries), l2_normalize(gallery)
@@ -271,9 +273,10 @@ class Monitor:
         )
         return self._result("infinite", dict.fromkeys([*self.probe.names, *SIGNALS], float("nan")), words)
 
-    def _embed(self, encoder: nn.Module, images: _Images) -> VectorArray:
+    def _embed(self, encoder: nn.Module, head: EmbeddingHead | None, images: _Images) -> VectorArray:
+        embed = backbones.own_pooling if head is None else head
         rows = [
-            backbones.own_pooling(encoder, chunk.contiguous(memory_format=torch.channels_last)).float().cpu()
+            embed(encoder, chunk.contiguous(memory_format=torch.channels_last)).float().cpu()
             for chunk in self._chunks(images)
         ]
         return torch.cat(rows).numpy()

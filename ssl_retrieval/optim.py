@@ -27,9 +27,9 @@ _SCALES = ("none", "linear", "sqrt")
 
 _Range = tuple[tuple[str, ...], Callable[[float], bool], str]
 _RANGES: list[_Range] = [
-    (("lr", "bias_lr", "patch_embed_lr"), lambda value: value > 0, "more than 0"),
+    (("lr", "bias_lr", "patch_embed_lr", "encoder_lr"), lambda value: value > 0, "more than 0"),
     (("weight_decay", "weight_decay_end", "clip"), lambda value: value >= 0, "at least 0"),
-    (("warmup", "momentum"), lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    (("warmup", "momentum", "encoder_start"), lambda value: 0 <= value < 1, "at least 0 and less than 1"),
     (("final_lr",), lambda value: 0 <= value <= 1, "a share in [0, 1]"),
     (("beta2",), lambda value: 0 < value < 1, "between 0 and 1"),
     (("layer_decay",), lambda value: 0 < value <= 1, "more than 0 and at most 1"),
@@ -63,6 +63,9 @@ class OptimizerConfig:
         bias_lr: Factor on the learning rate of biases and normalisation (Barlow Twins).
         layer_decay: Factor on the learning rate per layer below the top (1 = none; ViTs).
         patch_embed_lr: Factor on the learning rate of a ViT's patch embedding (DINOv2).
+        encoder_lr: Factor on the learning rate of the network below the heads.
+        encoder_start: Share of the training during which the network keeps its weights and the heads alone
+            learn; its own warm-up and cosine follow (Kumar et al., ICLR 2022, arXiv 2202.10054).
     """
 
     name: str | None = None
@@ -79,6 +82,8 @@ class OptimizerConfig:
     bias_lr: float | None = None
     layer_decay: float | None = None
     patch_embed_lr: float | None = None
+    encoder_lr: float | None = None
+    encoder_start: float | None = None
 
 
 def choices(cfg: OptimizerConfig, recipe: Choices, facts: Facts) -> Choices:
@@ -109,6 +114,7 @@ def choices(cfg: OptimizerConfig, recipe: Choices, facts: Facts) -> Choices:
         usual["optimizer.scale"] = ("none", "optimizer.lr is given")
     neutral = {"momentum": 0.9, "beta2": 0.999, "final_lr": 0.0, "clip": 0.0, "clip_mode": "global"}
     neutral |= {"bias_lr": 1.0, "layer_decay": 1.0, "patch_embed_lr": 1.0}
+    neutral |= {"encoder_lr": 1.0, "encoder_start": 0.0}
     plain: Choices = {f"optimizer.{key}": (value, "") for key, value in neutral.items()}
     plain["optimizer.warmup"] = _warmup(facts)
     return plain | usual | own
@@ -154,7 +160,7 @@ def make(
 
     Args:
         cfg: Filled (see `choices`).
-        method: With its ``encoder`` and, perhaps, ``fixed_lr``.
+        method: With its ``encoder`` and, perhaps, ``fixed_lr`` and ``lr_factors``.
         batch_size: Images per step, for the scaling rule.
         device: Type of the device; fused versions are taken where torch has them.
 
@@ -184,11 +190,15 @@ def schedule(cfg: OptimizerConfig, optimizer: torch.optim.Optimizer, progress: f
         The learning rate of ordinary weights, and the weight decay.
     """
     factor = lr_factor(progress, given(cfg.warmup), given(cfg.final_lr))
+    start = given(cfg.encoder_start)
+    of_encoder = lr_factor((progress - start) / (1 - start), given(cfg.warmup), given(cfg.final_lr))
+    of_encoder = of_encoder if progress >= start else 0.0
     decay = given(cfg.weight_decay)
     if cfg.weight_decay_end is not None:
         decay = cosine(progress, decay, cfg.weight_decay_end)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * (1.0 if group["fixed"] else factor)
+        moving = of_encoder if group["encoder"] else factor
+        group["lr"] = group["peak"] * (1.0 if group["fixed"] else moving)
         if group["decays"]:
             group["weight_decay"] = decay
     return optimizer.defaults["lr"] * factor, decay
@@ -230,30 +240,33 @@ def check_given(cfg: OptimizerConfig) -> None:
 
 
 def _groups(cfg: OptimizerConfig, method: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """Sort the parameters by (weight decay, peak learning rate, fixed or not), in their own order."""
+    """Sort the parameters by weight decay, peak learning rate, fixed or not, part; in their own order."""
     exempt: set[str] = set()
     for prefix, module in method.named_modules():
         if hasattr(module, "no_weight_decay"):
             exempt |= {f"{prefix}.{name}".lstrip(".") for name in module.no_weight_decay()}
     depth = _depth_factors(method, given(cfg.layer_decay))
     fixed_prefixes = tuple(getattr(method, "fixed_lr", ()))
-    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    factors = dict(getattr(method, "lr_factors", dict)())
+    groups: dict[tuple[bool, float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim >= 2 and name not in exempt
-        peak = lr * depth.get(name, 1.0)
+        in_encoder = name.startswith("encoder.")
+        peak = lr * depth.get(name, 1.0) * (given(cfg.encoder_lr) if in_encoder else 1.0)
+        peak *= math.prod(factor for prefix, factor in factors.items() if name.startswith(prefix))
         if parameter.ndim < 2:
             peak *= given(cfg.bias_lr)
         if ".patch_embed." in name:
             peak *= given(cfg.patch_embed_lr)
         fixed = bool(fixed_prefixes) and name.startswith(fixed_prefixes)
-        groups.setdefault((decays, peak, fixed), []).append(parameter)
+        groups.setdefault((decays, peak, fixed, in_encoder), []).append(parameter)
     decay = given(cfg.weight_decay)
     return [
         {"params": group, "weight_decay": decay if decays else 0.0, "peak": peak}
-        | {"lr": peak, "fixed": fixed, "decays": decays}
-        for (decays, peak, fixed), group in groups.items()
+        | {"lr": peak, "fixed": fixed, "decays": decays, "encoder": in_encoder}
+        for (decays, peak, fixed, in_encoder), group in groups.items()
     ]
 
 

@@ -28,19 +28,22 @@ class Packed:
         pixels: uint8 [N, size, size, 3], RGB, on disk; what is written to it stays in memory.
         paths: Their N ids.
         skipped: (id, reason) of the images that could not be decoded.
-        key: Hash of their paths, contents and size.
+        key: Hash of their paths, contents and size; with labels, of these too.
+        labels: int64 [N]; None where they are not known, or not to be.
     """
 
     pixels: NDArray[np.uint8]
     paths: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     key: str = ""
+    labels: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         """Check that every path has its pixels."""
         assert self.pixels.dtype == np.uint8
         assert self.pixels.ndim == 4
         assert (self.pixels.shape[0], self.pixels.shape[3]) == (len(self.paths), 3)
+        assert self.labels is None or len(self.labels) == len(self.paths)
 
     @property
     def size(self) -> int:

@@ -14,6 +14,9 @@ from ssl_retrieval.errors import UserError
 GEM_P = 3.0
 """Exponent of `gem` where nothing else is said."""
 
+MAX_GEM_P = 10.0
+"""Powers of activations must stay within float32."""
+
 
 def avg(maps: Tensor) -> Tensor:
     """Average over positions.

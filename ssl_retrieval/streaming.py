@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,9 @@ class Stream:
         images: The N images whose headers could be read; numbers of images are places in here.
         paths: Their ids.
         skipped: (id, reason) of the images left out; grows when one turns out to be damaged later.
-        key: Hash of the paths and of the files' sizes in bytes. To read the contents of a million photos
-            would take minutes at every start; an edit that keeps a file's size goes unnoticed.
+        labels: int64 [N]; None where they are not known, or not to be.
+        key: Hash of the paths, of the files' sizes in bytes and of labels. To read the contents of a million
+            photos would take minutes at every start; an edit that keeps a file's size goes unnoticed.
     """
 
     def __init__(
@@ -66,8 +68,8 @@ class Stream:
             images: The photos, of any sizes.
             seed: The run's seed.
             num_workers: Processes; 0 = none besides this one, -1 = one per core.
-            on_error: ``skip`` leaves unreadable images out, and lets the next image take the place of one
-                that proves damaged later; ``fail`` refuses them.
+            on_error: ``skip`` leaves unreadable images out, and lets the next image, of the same label where
+                there are labels, take the place of one that proves damaged later; ``fail`` refuses them.
 
         Raises:
             UserError: An image cannot be read and ``on_error`` is ``fail``, or none can be read.
@@ -82,8 +84,9 @@ class Stream:
             raise none_readable(images, *bad[0])
         good = np.array([i for i, size in enumerate(sizes) if not isinstance(size, str)], np.int64)
         self.images, self.on_error = images.take(good), on_error
-        self.paths, self.skipped = self.images.paths, bad
-        self.key = digest_of(["stream", self.paths, _file_sizes(self.images)])
+        self.paths, self.skipped, self.labels = self.images.paths, bad, self.images.labels
+        more = [] if self.labels is None else [self.labels.tolist()]
+        self.key = digest_of(["stream", self.paths, _file_sizes(self.images), *more])
         self.num_workers = own_cores() if num_workers < 0 else num_workers
         self.seed = seed
 
@@ -193,23 +196,30 @@ class _Photos(Dataset):
         made = [torch.empty(s, dtype=torch.uint8, memory_format=torch.channels_last) for s in shapes]
         failed: list[tuple[int, str]] = []
         for row, (_, number) in enumerate(items):
-            reasons = self._fill([batch[row : row + 1] for batch in made], number, draws[row])
+            reasons, is_filled = self._fill([batch[row : row + 1] for batch in made], number, draws[row])
             failed += reasons
-            if len(reasons) == self.attempts:
+            if not is_filled:
                 return _Part([], reasons)
         return _Part(made, failed)
 
-    def _fill(self, rows: Sequence[Tensor], number: int, draws: Tensor) -> list[tuple[int, str]]:
+    def _fill(self, rows: Sequence[Tensor], number: int, draws: Tensor) -> tuple[list[tuple[int, str]], bool]:
         """Cut from an image, or from the first readable one after it; give the unreadable ones."""
         reasons: list[tuple[int, str]] = []
-        for offset in range(self.attempts):
-            candidate = (number + offset) % len(self.images)
+        for candidate in islice(self._candidates(number), self.attempts):
             try:
                 self._cut(rows, self.images.file(candidate), draws)
-                break
             except ImageError as error:
                 reasons.append((candidate, str(error)))
-        return reasons
+            else:
+                return reasons, True
+        return reasons, False
+
+    def _candidates(self, number: int) -> Iterator[int]:
+        """Give an image and then those that may take its place: the next ones, of its label if it has one."""
+        yield number
+        labels = self.images.labels
+        others = (number + np.arange(1, len(self.images))) % len(self.images)
+        yield from (others if labels is None else others[labels[others] == labels[number]]).tolist()
 
     def _cut(self, rows: Sequence[Tensor], file: Path, draws: Tensor) -> None:
         boxes: list[Box] = []

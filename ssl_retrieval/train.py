@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from ssl_retrieval.train_config import ModelConfig as ModelConfig
 from ssl_retrieval.train_config import PretrainConfig as PretrainConfig
 from ssl_retrieval.train_config import check
 from ssl_retrieval.train_images import open_images, some_packed
-from ssl_retrieval.train_setup import build_backbone, settle
+from ssl_retrieval.train_setup import build_backbone, require_classes, sampler_of, settle
 from ssl_retrieval.train_step import Stepper, forward, view_pixels
 
 TRIAL_IMAGES = 64
@@ -94,7 +94,10 @@ class _Run:
         self.first = distributed.rank() == 0
         module = plugins.find("method", cfg.method.name)
         backbone, self.card = build_backbone(cfg, module)
-        self.cfg = cfg = settle(cfg, module, len(source.paths), backbone, out)
+        self.labels = None if source.labels is None else torch.from_numpy(source.labels)
+        num_classes = 0 if self.labels is None else int(self.labels.max()) + 1
+        self.cfg = cfg = settle(cfg, module, len(source.paths), backbone, out, num_classes)
+        require_classes(cfg, num_classes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             method: BaseMethod = module.Method(cfg.method, backbone)
@@ -103,7 +106,7 @@ class _Run:
         self.method = method.to(device)
         self.input = InputSpec.from_dict(self.card.input)
         self.optimizer = optim.make(cfg.optimizer, method, cfg.batch_size, device.type)
-        self.sampler = Sampler(len(source.paths), cfg.batch_size, cfg.seed)
+        self.sampler = sampler_of(cfg, len(source.paths), source.labels)
         self.total = self.sampler.steps_per_epoch * given(cfg.epochs)
         self.state = RunState(out, source.key, f"{cfg.method.name} on {cfg.model.name}")
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
@@ -133,6 +136,9 @@ class _Run:
             return file
         if self.monitor is not None and self.state.monitor:
             self.monitor.load_state_dict(self.state.monitor)
+        if self.step == 0:
+            with closing(self._batches(self._first_pass, Output(self.input.mean, self.input.std))) as seen:
+                self.method.begin(seen)
         if self.step:
             say(f"{self.out}: going on at step {self.step} of {self.total}")
         runtime = self._runtime()
@@ -159,7 +165,7 @@ class _Run:
             self.cfg.batch_size,
             writes=self.first,
         )
-        with log, closing(self.feed.batches(self._requests(), self._output(runtime))) as views:
+        with log, closing(self._batches(self._requests, self._output(runtime))) as views:
             if self.step == 0:
                 self._watch(log)
             while self.step < self.total:
@@ -203,6 +209,20 @@ class _Run:
             for part in range(self.cfg.accumulate):
                 yield step, self._numbers(step, part)
 
+    def _first_pass(self) -> Iterator[tuple[int, Tensor]]:
+        """List requests that go through the images once, in a plain shuffle; the same in every process."""
+        num_images = len(self.source.paths)
+        plain = Sampler(num_images, min(self.share, num_images), self.cfg.seed)
+        return ((step, plain.batch(step)) for step in range(plain.steps_per_epoch))
+
+    def _batches(
+        self, requests: Callable[[], Iterator[tuple[int, Tensor]]], output: Output
+    ) -> Generator[list[Tensor], None, None]:
+        """Make views and, for a method that learns from them, put the labels behind."""
+        with closing(self.feed.batches(requests(), output)) as made:
+            for views, (_, numbers) in zip(made, requests(), strict=False):
+                yield views if self.labels is None else [*views, self.labels[numbers].to(self.device)]
+
     def _numbers(self, step: int, part: int = 0) -> Tensor:
         begin = (distributed.rank() * self.cfg.accumulate + part) * self.share
         return self.sampler.batch(step)[begin : begin + self.share]
@@ -241,7 +261,8 @@ class _Run:
 
     def _try_out(self) -> precision.Runtime:
         plain = Output(self.input.mean, self.input.std)
-        views = next(iter(self.feed.batches([(0, self._numbers(0)[:TRIAL_IMAGES])], plain)))
+        numbers = self._numbers(0)[:TRIAL_IMAGES]
+        views = next(self._batches(lambda: iter([(0, numbers)]), plain))
 
         def trial(method: nn.Module, runtime: precision.Runtime) -> None:
             assert isinstance(method, BaseMethod)
@@ -274,7 +295,9 @@ class _Run:
         ):
             return
         self._require_finite()
-        result = monitor.check(self.method.networks()[self.method.kept], self.step)
+        result = monitor.check(
+            self.method.networks()[self.method.kept], self.step, self.method.embedding_head()
+        )
         log.watch(self.step, result.values, monitor.key)
         if result.warning:
             say(f"step {self.step}: {result.warning}")
@@ -320,7 +343,8 @@ class _Run:
             data=self.source.key,
         )
         with run_folder.writing(self.out):
-            checkpoint.save(self.method.networks()[self.method.kept], card, file)
+            kept = self.method.networks()[self.method.kept]
+            checkpoint.save(kept, card, file, self.method.embedding_head())
 
     def _not_finite(self, what: str, step: int) -> str:
         paths = [self.source.paths[i] for i in self.sampler.batch(step - 1).tolist()]

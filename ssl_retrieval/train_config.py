@@ -1,9 +1,9 @@
-"""What a training run is told: the keys of ``ssl-retrieval pretrain``, and what can be refused at once."""
+"""What a training run is told: the keys of ``pretrain`` and ``finetune``, and what can be refused at once."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_retrieval import backbones, compiling, config, image_source, optim, precision
+from ssl_retrieval import backbones, compiling, config, image_source, optim, plugins, precision
 from ssl_retrieval.config import plugin
 from ssl_retrieval.data.base import one_of
 from ssl_retrieval.errors import UserError
@@ -38,18 +38,21 @@ class ModelConfig:
 
 @dataclass
 class PretrainConfig:
-    """The keys of ``ssl-retrieval pretrain``.
+    """The keys of ``ssl-retrieval pretrain`` and ``ssl-retrieval finetune``, which run the same loop.
 
     Attributes:
         out: Folder of the run; the same folder again resumes it.
         seed: Weights, order of images and augmentations follow from it.
         device: ``auto``, ``cpu``, ``cuda``, ….
-        data: Dataset section; its training images are used, without labels.
+        data: Dataset section; its training images are used, their labels by methods alone that learn from
+            labels.
         model: The network.
         method: The objective.
         optimizer: How weights are updated; what is left open follows the method's recipe.
         epochs: Passes over the images; None = by their number.
         batch_size: Images per step, over all processes.
+        images_per_class: Images of each class in a batch, for methods that learn from labels; 0 = batches
+            are drawn from all images alike, None = as the method needs.
         accumulate: Parts into which a batch is cut, one after the other, when it does not fit in memory.
             Objectives that compare images of a batch see one part at a time.
         sync_batchnorm: In several processes, let batch normalisation see the whole batch.
@@ -77,6 +80,7 @@ class PretrainConfig:
     optimizer: optim.OptimizerConfig = field(default_factory=optim.OptimizerConfig)
     epochs: int | None = None
     batch_size: int = 256
+    images_per_class: int | None = None
     accumulate: int = 1
     sync_batchnorm: bool = True
     source: str = "auto"
@@ -108,6 +112,7 @@ def check(cfg: PretrainConfig) -> None:
         raise UserError(f"model.image_size={cfg.model.image_size}: must be at least 8")
     if cfg.pack_size is not None and cfg.pack_size < 8:
         raise UserError(f"pack_size={cfg.pack_size}: must be at least 8, or null for model.image_size")
+    _check_labels(cfg)
     backbones.check_name(cfg.model.name)
     cfg.monitor.check()
     precision.allowed(cfg.precision, cfg.memory_format)
@@ -121,3 +126,20 @@ def check(cfg: PretrainConfig) -> None:
     model = cfg.model
     backbones.choose_stem(model.stem, model.image_size, model.name, model.weights)
     backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)
+
+
+def needs_labels(cfg: PretrainConfig) -> bool:
+    """Tell whether the method learns from labels."""
+    return bool(plugins.find("method", cfg.method.name).Method.needs_labels)
+
+
+def _check_labels(cfg: PretrainConfig) -> None:
+    count = cfg.images_per_class
+    if count is None or count == 0:
+        return
+    if count < 2:
+        raise UserError(f"images_per_class={count}: must be at least 2, or 0 for plain batches")
+    if not needs_labels(cfg):
+        raise UserError(
+            f"images_per_class={count}: method.name={cfg.method.name} sees no labels: leave it out"
+        )

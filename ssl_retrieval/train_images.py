@@ -1,5 +1,6 @@
 """Which images a run trains on, and in what form: chosen at the start, kept with the run."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,23 @@ from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import report_skipped
 from ssl_retrieval.packing import Packed, pack
 from ssl_retrieval.streaming import Stream
-from ssl_retrieval.train_config import PretrainConfig
-from ssl_retrieval.types import ImageSet
+from ssl_retrieval.train_config import PretrainConfig, needs_labels
+from ssl_retrieval.types import ImageSet, digest_of
 from ssl_retrieval.workers import own_cores
 
 
 def open_images(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
     """Pack the images, open a pack, or open a stream; and say why so.
 
+    They have labels, numbered from 0 without gaps, where the method learns from labels, and else none.
+
     Args:
         cfg: The run's config.
         out: The run's folder.
 
     Raises:
-        UserError: Fewer images than a batch needs, images that cannot be read, or a pack that is to be
-            streamed.
+        UserError: Fewer images than a batch needs, images that cannot be read, a pack that is to be
+            streamed, or no labels although the method needs some.
     """
     source, reason = _open(cfg, out)
     if distributed.rank() == 0:
@@ -63,9 +66,15 @@ def _open(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
                 f"source='stream': data.name={cfg.data.name} holds no photos to stream: use source=auto, or "
                 "data.name=folder with the photos"
             )
+        if needs_labels(cfg):
+            raise _no_labels(cfg, "a pack holds none: give the photos themselves")
         packed: Packed = dataset.open_pack(cfg.data)
         return packed, f"packed beforehand at {packed.size} px"
     images: ImageSet = dataset.images(cfg.data)
+    if needs_labels(cfg):
+        images = _with_classes(images, cfg)
+    else:
+        images = dataclasses.replace(images, labels=None, class_names=())
     chosen, reason = _choice(cfg, images, out)
     if chosen == "stream":
         stream = Stream(images, seed=cfg.seed, num_workers=_num_workers(cfg), on_error=cfg.data.on_error)
@@ -76,7 +85,33 @@ def _open(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
     distributed.barrier()
     if distributed.rank() > 0:
         packed = pack(images, _side(cfg), file, cfg.data.on_error)
-    return packed, reason
+    return _labelled(packed, images), reason
+
+
+def _labelled(packed: Packed, images: ImageSet) -> Packed:
+    """Give the packed images their labels; those that could not be read are gone."""
+    if images.labels is None:
+        return packed
+    label_of = dict(zip(images.paths, images.labels.tolist(), strict=True))
+    labels = np.array([label_of[path] for path in packed.paths], np.int64)
+    return dataclasses.replace(packed, labels=labels, key=digest_of([packed.key, labels.tolist()]))
+
+
+def _with_classes(images: ImageSet, cfg: PretrainConfig) -> ImageSet:
+    """Insist on labels of two classes or more, and number those that occur from 0."""
+    if images.labels is None:
+        raise _no_labels(cfg, "sort the images into a folder per class, or list them in a manifest")
+    found, labels = np.unique(images.labels, return_inverse=True)
+    if len(found) < 2:
+        raise _no_labels(cfg, "all images are of one class, and two or more are needed")
+    names = tuple(images.class_names[label] for label in found)
+    return dataclasses.replace(images, labels=labels.astype(np.int64), class_names=names)
+
+
+def _no_labels(cfg: PretrainConfig, advice: str) -> UserError:
+    return UserError(
+        f"method.name={cfg.method.name} learns from labels, which data.name={cfg.data.name} lacks: {advice}"
+    )
 
 
 def _choice(cfg: PretrainConfig, images: ImageSet, out: Path) -> tuple[str, str]:

@@ -7,11 +7,17 @@ from typing import Any
 from torch import nn
 
 from ssl_retrieval import backbones, checkpoint, defaults, distributed, optim, run_folder
+from ssl_retrieval.class_balanced import ClassBalancedSampler
 from ssl_retrieval.console import say
 from ssl_retrieval.defaults import Facts, given
+from ssl_retrieval.errors import UserError
 from ssl_retrieval.multi_crop import SMALLEST_IMAGE
 from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.sampler import Sampler
 from ssl_retrieval.train_config import PretrainConfig
+from ssl_retrieval.types import IntArray
+
+AnySampler = Sampler | ClassBalancedSampler
 
 
 def _shows_several_sizes(cfg: PretrainConfig, module: Any) -> bool:
@@ -56,11 +62,58 @@ def build_backbone(cfg: PretrainConfig, module: Any) -> tuple[nn.Module, checkpo
         method=cfg.method.name,
         start=model.weights,
         seed=cfg.seed,
+        family=module.Method.family,
     )
 
 
+def sampler_of(cfg: PretrainConfig, num_images: int, labels: IntArray | None) -> AnySampler:
+    """Say which images make a step.
+
+    Args:
+        cfg: The run's settled config.
+        num_images: Readable training images.
+        labels: int64 [N], for a method that learns from labels.
+
+    Raises:
+        UserError: A batch cannot be made of so many images of each class.
+    """
+    count = given(cfg.images_per_class)
+    if labels is None or count == 0:
+        return Sampler(num_images, cfg.batch_size, cfg.seed)
+    share = distributed.share_of(cfg.batch_size, cfg.accumulate)
+    if share % count:
+        raise UserError(
+            f"images_per_class={count}: the {share} images of a process and part of a batch are no multiple "
+            "of it: change batch_size or accumulate"
+        )
+    sampler = ClassBalancedSampler(labels, cfg.batch_size, count, cfg.seed)
+    say(
+        f"batches of {sampler.classes_per_batch} classes, {count} images of each"
+        + (f"; {sampler.num_left_out} classes have fewer and are left out" if sampler.num_left_out else "")
+    )
+    return sampler
+
+
+def require_classes(cfg: PretrainConfig, num_classes: int) -> None:
+    """Refuse a classifier of fewer classes than there are.
+
+    Raises:
+        UserError: Names both numbers.
+    """
+    wanted = getattr(cfg.method, "num_classes", None)
+    if wanted is not None and wanted < num_classes:
+        raise UserError(
+            f"method.num_classes={wanted}: the training labels name {num_classes} classes; leave it out"
+        )
+
+
 def settle(
-    cfg: PretrainConfig, module: Any, num_images: int, backbone: nn.Module, out: Path
+    cfg: PretrainConfig,
+    module: Any,
+    num_images: int,
+    backbone: nn.Module,
+    out: Path,
+    num_classes: int = 0,
 ) -> PretrainConfig:
     """Fill what the config leaves open: as stored with the run, or by the data, announced and stored.
 
@@ -70,6 +123,7 @@ def settle(
         num_images: Readable training images.
         backbone: The network.
         out: The run's folder.
+        num_classes: Classes in the training labels, for a method that learns from labels.
     """
     stored = run_folder.stored_choices(out)
     if stored is not None:
@@ -80,6 +134,7 @@ def settle(
         image_size=cfg.model.image_size,
         pretrained=cfg.model.weights != "random",
         transformer=backbones.patch_size(backbone) > 1,
+        num_classes=num_classes,
     )
     common = defaults.common(facts)
     if facts.pretrained and (cfg.optimizer.name == "lars" or (cfg.epochs or 0) > 3 * common["epochs"][0]):
@@ -90,7 +145,7 @@ def settle(
     cfg, used = defaults.fill(cfg, common)
     steps = given(cfg.epochs) * (num_images // cfg.batch_size)
     facts = dataclasses.replace(facts, num_steps=max(1, steps))
-    recipe = module.defaults(facts)
+    recipe = {"images_per_class": (0, "")} | module.defaults(facts)
     cfg, more = defaults.fill(cfg, recipe | optim.choices(cfg.optimizer, recipe, facts))
     used |= more
     for key, (value, reason) in used.items():

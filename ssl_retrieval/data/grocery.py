@@ -29,12 +29,14 @@ class Config(DataConfig):
 
     Attributes:
         task: ``fine`` (81 classes), ``coarse`` (43 classes) or ``iconic`` (81 products).
+        query_split: Whose photos search in ``fine`` and ``coarse``: ``test``, or ``val`` to choose by.
         split: What ``images`` gives, for training and plain embedding: ``train``, ``val``, ``test`` or
             ``iconic``.
     """
 
     name: str = "grocery"
     task: str = "fine"
+    query_split: str = "test"
     split: str = "train"
 
 
@@ -45,10 +47,13 @@ def load(cfg: Config) -> Task:
         UserError: The folder, its lists or an option is wrong.
     """
     one_of("data.task", cfg.task, ("fine", "coarse", "iconic"))
+    one_of("data.query_split", cfg.query_split, ("test", "val"))
     root = _root(cfg)
     level = "coarse" if cfg.task == "coarse" else "fine"
-    train, test = _split(root, "train", level), _split(root, "test", level)
+    train, test = _split(root, "train", level), _split(root, cfg.query_split, level)
     if cfg.task == "iconic":
+        if cfg.query_split != "test":
+            raise UserError("data.query_split=val: task=iconic searches the test photos; use fine or coarse")
         queries = _split(root, "iconic", level)
         return task_from_groups(
             name="grocery-iconic",
@@ -59,12 +64,13 @@ def load(cfg: Config) -> Task:
             description=f"{len(queries)} shop pictures search {len(test)} photos for the same product.",
         )
     return task_from_groups(
-        name=f"grocery-{cfg.task}",
+        name=f"grocery-{cfg.task}" + ("" if cfg.query_split == "test" else "-val"),
         level="category",
         queries=test,
         gallery=train,
         fit=train,
-        description=f"{len(test)} test photos search {len(train)} train photos for their {level} class.",
+        description=f"{len(test)} {cfg.query_split} photos search {len(train)} train photos for their {level} "
+        "class.",
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import ImageSet, IntArray, Protocol, Task
@@ -48,6 +49,42 @@ def first_per_class(images: ImageSet, limit: int | None) -> ImageSet:
         raise UserError(f"data.limit_per_class={limit}: the images in {str(images.root)!r} have no labels")
     number_in_class = pd.Series(images.labels).groupby(images.labels).cumcount().to_numpy()
     return images.take(np.flatnonzero(number_in_class < limit))
+
+
+def class_range(num_classes: int, begin: float, end: float) -> tuple[int, int]:
+    """Turn shares of a list of classes into numbers, so that ranges that meet share none.
+
+    Args:
+        num_classes: C.
+        begin: Share of the classes before the range.
+        end: Share of the classes up to its end.
+
+    Returns:
+        The first class, and the one after the last.
+
+    Raises:
+        UserError: The range is empty or no range.
+
+    >>> class_range(81, 0, 0.5), class_range(81, 0.5, 1)
+    ((0, 40), (40, 81))
+    """
+    if not 0 <= begin < end <= 1:
+        raise UserError(f"data.begin={begin}, end={end}: shares with 0 <= begin < end <= 1 are needed")
+    first, last = round(begin * num_classes), round(end * num_classes)
+    if first == last:
+        raise UserError(f"data.begin={begin}, end={end}: no class of {num_classes} lies between them")
+    return first, last
+
+
+def in_classes(images: ImageSet, first: int, last: int) -> NDArray[np.bool_]:
+    """Tell which images are of the classes from ``first`` up to, without, ``last``: bool [N].
+
+    Raises:
+        UserError: The images have no labels.
+    """
+    if images.labels is None:
+        raise UserError(f"data.of: the images in {str(images.root)!r} have no labels to choose classes by")
+    return (images.labels >= first) & (images.labels < last)
 
 
 def task_from_groups(

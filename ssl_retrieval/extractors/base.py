@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssl_retrieval import backbones, folding, layers, multi_scale, pooling, regions, tokens
+from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.network_input import InputSpec, Normalize
 from ssl_retrieval.types import digest_of
 from ssl_retrieval.whitening import Pca
-
-_MAX_GEM_P = 10.0
-"""Powers of activations must stay within float32."""
 
 
 @dataclass
@@ -66,8 +64,8 @@ class NetworkConfig:
             UserError: Names the key.
         """
         parts = self.parts
-        if not 0 < self.gem_p <= _MAX_GEM_P:
-            raise UserError(f"model.gem_p={self.gem_p}: must be above 0 and at most {_MAX_GEM_P:g}")
+        if not 0 < self.gem_p <= pooling.MAX_GEM_P:
+            raise UserError(f"model.gem_p={self.gem_p}: must be above 0 and at most {pooling.MAX_GEM_P:g}")
         whole = next((part for part in parts if part in ("model", "fc")), None)
         if self.layer and whole:
             raise UserError(
@@ -93,13 +91,16 @@ class PooledNetwork(nn.Module):
         learns: Whether it must learn first.
     """
 
-    def __init__(self, model: nn.Module, spec: InputSpec, cfg: NetworkConfig) -> None:
+    def __init__(
+        self, model: nn.Module, spec: InputSpec, cfg: NetworkConfig, head: EmbeddingHead | None = None
+    ) -> None:
         """Find the layer, and the dimension.
 
         Args:
             model: A network from `backbones.make`.
             spec: What it expects.
             cfg: What to take from it.
+            head: Whose projection is applied to what was pooled.
 
         Raises:
             UserError: It has no such layer, or what is asked for cannot be taken from it.
@@ -110,7 +111,11 @@ class PooledNetwork(nn.Module):
         self.preprocess_spec = spec
         self.normalize = Normalize(spec.mean, spec.std)
         self.sides = multi_scale.sides(spec.size, cfg.scales, backbones.patch_size(model))
-        self.network_digest = self.weights_digest = backbones.weights_digest(model)
+        self.head = head
+        self.network_digest = backbones.weights_digest(model)
+        if head is not None and head.projection is not None:
+            self.network_digest = digest_of([self.network_digest, backbones.weights_digest(head)])
+        self.weights_digest = self.network_digest
         self.has_hidden_layer = backbones.has_hidden_layer(model)
         if "fc" in self.parts and not (self.has_hidden_layer or model.num_classes):
             raise UserError(
@@ -134,9 +139,9 @@ class PooledNetwork(nn.Module):
         assert self.whitening is not None or not self.learns, "learn first"
         batch = self.normalize(batch)
         vectors = self._of_all_sizes(batch)
-        if not self.cfg.flip:
-            return vectors
-        return multi_scale.merged([vectors, self._of_all_sizes(batch.flip(3))])
+        if self.cfg.flip:
+            vectors = multi_scale.merged([vectors, self._of_all_sizes(batch.flip(3))])
+        return vectors if self.head is None else self.head.project(vectors)
 
     def material(self, image: Image.Image) -> Tensor:
         """Give what is learned from: RGB image -> float32 [R, C], its regions' vectors at all scales."""

@@ -1,12 +1,13 @@
 """What every method gives to the training loop."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from ssl_retrieval import backbones, ema
 from ssl_retrieval.augment import Noise, View
+from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
 
 
@@ -35,10 +36,15 @@ class BaseMethod(nn.Module):
         kept: Which of `networks` is exported unless the config says otherwise.
         fixed_lr: Prefixes of parameter names whose learning rate stays at its peak.
         advice: What to try when embeddings collapse, in words.
+        needs_labels: Whether `step` gets the images' labels, int64 [B], behind the views. The labels of
+            data are taken away before anything of a method without this can see them.
+        family: What its networks are called in tables.
     """
 
     encoder: nn.Module
     kept: str = "student"
+    needs_labels: bool = False
+    family: str = "self-supervised"
     fixed_lr: tuple[str, ...] = ()
     advice: str = "a lower optimizer.lr or a larger batch_size"
 
@@ -51,10 +57,28 @@ class BaseMethod(nn.Module):
 
         Args:
             views: float [B, 3, S, S] per `View`, float [B, num] in [0, 1) per `Noise`, as ordered by
-                `views`.
+                `views`; with `needs_labels` int64 [B] last.
             progress: Share of the training done, in [0, 1]; drives every schedule.
         """
         raise NotImplementedError
+
+    def begin(self, batches: Iterator[list[Tensor]]) -> None:
+        """Look at training images before the first step; by default nothing is looked at.
+
+        Args:
+            batches: What `step` would get, of images in the order of the first pass; made as it is taken.
+        """
+
+    def embedding_head(self) -> EmbeddingHead | None:
+        """Give what turns the encoder's map into the vector to search with; None = the encoder's own pooling.
+
+        It is exported with the encoder.
+        """
+        return None
+
+    def lr_factors(self) -> dict[str, float]:
+        """Give prefixes of parameter names with the factors on their learning rates; by default none."""
+        return {}
 
     def forward(self, views: list[Tensor], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Call `step` in the form that ``DistributedDataParallel`` passes through."""

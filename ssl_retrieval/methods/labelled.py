@@ -1,0 +1,220 @@
+"""What all methods that learn from labels share: one view, an embedding head, a loss of vectors and labels.
+
+Losses and miners are pytorch-metric-learning's (Musgrave, Belongie, Lim, arXiv 2008.09164) where it has them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from ssl_retrieval import distributed, pooling
+from ssl_retrieval.augment import Augment, View
+from ssl_retrieval.cross_batch_memory import CrossBatchMemory
+from ssl_retrieval.defaults import Facts, gentle, given
+from ssl_retrieval.embedding_head import EmbeddingHead
+from ssl_retrieval.errors import UserError
+from ssl_retrieval.methods.base import BaseMethod, StepOutput
+from ssl_retrieval.types import Choices
+
+WHITENED_ON = 4096
+"""Training images that the projection's whitening is computed from, at most."""
+
+
+def crops() -> Augment:
+    """Give crops and mirror images alone, as papers on metric learning do: colour tells things apart."""
+    return Augment(crop_min=0.2, jitter=0.0, grayscale=0.0)
+
+
+@dataclass
+class LabelledConfig:
+    """What every objective on labels can be told.
+
+    Attributes:
+        pool: How the last map is pooled: ``model`` (as the network does), ``avg``, ``gem`` or ``cls``.
+        gem_p: Exponent of ``gem``.
+        dim: Dimension of a learned projection; 0 = the pooled vector itself is trained and searched with.
+        whiten: Let the projection begin as the PCA whitening of the training images.
+        augment: How the view is made.
+    """
+
+    name: str = "???"
+    pool: str = "model"
+    gem_p: float = pooling.GEM_P
+    dim: int = 0
+    whiten: bool = False
+    augment: Augment = field(default_factory=crops)
+
+
+@dataclass
+class ClassesConfig(LabelledConfig):
+    """Classification-based objectives: vectors are compared with learned ones, one or more per class.
+
+    Attributes:
+        num_classes: None = by the labels.
+        proxy_lr: Factor on the learning rate of the classes' vectors, which begin at random.
+    """
+
+    num_classes: int | None = None
+    proxy_lr: float = 10.0
+
+
+@dataclass
+class PairsConfig(LabelledConfig):
+    """Verification-based objectives: vectors of a batch are compared with each other.
+
+    Attributes:
+        memory: Length of a cross-batch memory: the loss is also taken against so many earlier vectors;
+            0 = none (Wang et al., CVPR 2020, arXiv 1912.06798).
+        memory_start: Share of the training after which it is used: early vectors change too fast.
+    """
+
+    memory: int = 0
+    memory_start: float = 0.1
+
+
+def class_defaults(facts: Facts) -> Choices:
+    """Choose what classification-based objectives leave open; plain batches will do."""
+    return _optimizer(facts) | {"method.num_classes": (facts.num_classes, "as many as the labels name")}
+
+
+def pair_defaults(facts: Facts) -> Choices:
+    """Choose what verification-based objectives leave open: in a batch each class needs its pairs."""
+    return _optimizer(facts) | {"images_per_class": (4, "pairs of a class must meet in a batch")}
+
+
+def _optimizer(facts: Facts) -> Choices:
+    return gentle() if facts.pretrained else {}
+
+
+class LabelledMethod(BaseMethod):
+    """A backbone, an `EmbeddingHead` and a loss; in several processes the loss is that of the whole batch.
+
+    Subclasses set ``criterion``, a loss of vectors and labels as pytorch-metric-learning's.
+
+    Attributes:
+        unit_length: Whether the loss sees vectors of length 1, as the search does.
+    """
+
+    needs_labels = True
+    family = "fine-tuned"
+    advice = "a lower optimizer.lr, model.freeze, or a milder method.augment"
+    unit_length = True
+    criterion: nn.Module
+
+    def __init__(self, cfg: LabelledConfig, backbone: nn.Module) -> None:
+        """Put the embedding head on the backbone.
+
+        Args:
+            cfg: The method's config.
+            backbone: A network from `backbones.make`.
+        """
+        super().__init__()
+        cfg.augment.check()
+        if cfg.whiten and not cfg.dim:
+            raise UserError("method.whiten=true needs a projection: set method.dim, e.g. method.dim=512")
+        self.cfg = cfg
+        self.encoder = backbone
+        self.head = EmbeddingHead(backbone, cfg.pool, cfg.gem_p, cfg.dim)
+
+    def views(self, image_size: int) -> list[View]:
+        """Ask for one view."""
+        return [View(self.cfg.augment, image_size)]
+
+    def begin(self, batches: Iterator[list[Tensor]]) -> None:
+        """Whiten, if the config says so."""
+        if self.cfg.whiten:
+            seen = next(batches)[0]
+            rest = islice((views[0] for views in batches), max(0, WHITENED_ON // len(seen) - 1))
+            self.head.whiten(self.encoder, (images for part in ([seen], rest) for images in part))
+
+    def embedding_head(self) -> EmbeddingHead:
+        """Give the head, for the export and the monitor."""
+        return self.head
+
+    def step(self, views: list[Tensor], progress: float) -> StepOutput:
+        """Compute the loss.
+
+        Args:
+            views: float [B, 3, S, S], then int64 [B], the labels.
+            progress: Share of the training done.
+        """
+        images, labels = views
+        vectors = self.head(self.encoder, images)
+        # Differences of similarities near 1 vanish in half types: fp32, whatever came before.
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors, labels = distributed.gather(vectors.float()), distributed.gather(labels)
+            if self.unit_length:
+                vectors = nnf.normalize(vectors, dim=1)
+            return StepOutput(loss=self.loss(vectors, labels, progress))
+
+    def loss(self, vectors: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """Compare vectors: float [B, D], int64 [B] -> a scalar."""
+        loss: Tensor = self.criterion(vectors, labels)
+        return loss
+
+
+class ClassesMethod(LabelledMethod):
+    """Compares vectors with learned ones of the classes, which have a learning rate of their own."""
+
+    def __init__(self, cfg: ClassesConfig, backbone: nn.Module) -> None:
+        """Take the number of classes.
+
+        Args:
+            cfg: The method's config.
+            backbone: A network from `backbones.make`.
+        """
+        super().__init__(cfg, backbone)
+        self.num_classes = given(cfg.num_classes)
+        if self.num_classes < 2:
+            raise UserError(f"method.num_classes={self.num_classes}: at least 2 are needed")
+        if cfg.proxy_lr <= 0:
+            raise UserError(f"method.proxy_lr={cfg.proxy_lr}: must be positive")
+        self.proxy_lr = cfg.proxy_lr
+
+    def lr_factors(self) -> dict[str, float]:
+        """Give the classes' vectors their own rate."""
+        return {"criterion.": self.proxy_lr}
+
+
+class PairsMethod(LabelledMethod):
+    """Compares the vectors of a batch with each other and, with a memory, with earlier ones.
+
+    Subclasses may set ``miner``, which chooses the pairs or triplets of the batch that count.
+    """
+
+    advice = "more classes in a batch (batch_size / images_per_class), or a lower optimizer.lr"
+    miner: nn.Module | None
+
+    def __init__(self, cfg: PairsConfig, backbone: nn.Module) -> None:
+        """Make the memory.
+
+        Args:
+            cfg: The method's config.
+            backbone: A network from `backbones.make`.
+        """
+        super().__init__(cfg, backbone)
+        if cfg.memory < 0 or not 0 <= cfg.memory_start < 1:
+            raise UserError(
+                f"method.memory={cfg.memory}, memory_start={cfg.memory_start}: a length of 0 or more and a "
+                "share in [0, 1) are needed"
+            )
+        self.miner = None
+        self.memory = CrossBatchMemory(cfg.memory, self.head.dim) if cfg.memory else None
+        self.memory_start = cfg.memory_start
+
+    def loss(self, vectors: Tensor, labels: Tensor, progress: float) -> Tensor:
+        """Compare vectors: float [B, D], int64 [B] -> a scalar."""
+        chosen = None if self.miner is None else self.miner(vectors, labels)
+        loss: Tensor = self.criterion(vectors, labels, chosen)
+        if self.memory is None:
+            return loss
+        earlier, their_labels = self.memory.content()
+        if progress >= self.memory_start and len(earlier):
+            chosen = None if self.miner is None else self.miner(vectors, labels, earlier, their_labels)
+            loss = loss + self.criterion(vectors, labels, chosen, earlier, their_labels)
+        self.memory.add(vectors, labels)
+        return loss
