@@ -69,8 +69,8 @@ def load(cfg: Config) -> Task:
         queries=test,
         gallery=train,
         fit=train,
-        description=f"{len(test)} {cfg.query_split} photos search {len(train)} train photos for their {level} "
-        "class.",
+        description=f"{len(test)} {cfg.query_split} photos search {len(train)} train photos for their "
+        f"{level} class.",
     )
 
 
