@@ -95,6 +95,15 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(GatherLayer.apply(rows.contiguous()))
 
 
+def from_first(value: bool) -> bool:
+    """Let all processes know what the first one decided."""
+    if world_size() == 1:
+        return value
+    found = [value]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
 @torch.no_grad()
 def mean(values: Tensor) -> Tensor:
     """Average a tensor over all processes, without gradient."""

@@ -62,12 +62,14 @@ class MonitorConfig:
         every_steps: The same in steps; 0 = by ``every_epochs``.
         max_images: At most so many queries, and so many gallery images.
         batch_size: Images per forward pass.
+        patience: End the training after so many passes in a row without a new best value; 0 = never.
     """
 
     every_epochs: float | None = None
     every_steps: int = 0
     max_images: int = 1000
     batch_size: int = 128
+    patience: int = 0
 
     def check(self) -> None:
         """Refuse values that mean nothing."""
@@ -81,6 +83,10 @@ class MonitorConfig:
             raise UserError("monitor.every_steps and monitor.every_epochs are both set: keep one of them")
         if self.max_images < 2:
             raise UserError(f"monitor.max_images={self.max_images}: must be at least 2")
+        if self.patience < 0:
+            raise UserError(f"monitor.patience={self.patience}: must not be negative (0 = never stop early)")
+        if self.patience and self.is_off:
+            raise UserError("monitor.patience needs passes: monitor.every_epochs=0 switches them off")
         if self.batch_size < 1:
             raise UserError(f"monitor.batch_size={self.batch_size}: must be at least 1")
 

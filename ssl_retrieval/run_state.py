@@ -20,6 +20,7 @@ class RunState:
         scores: What the monitor saw last.
         best: The monitor's best value and its step.
         monitor: What the monitor remembers.
+        passes_since_best: Passes of the monitor since its best value.
     """
 
     def __init__(self, out: Path, images: str, job: str) -> None:
@@ -35,6 +36,7 @@ class RunState:
         self.scores: dict[str, float] = {}
         self.best: tuple[float, int] | None = None
         self.monitor: dict[str, Any] = {}
+        self.passes_since_best = 0
 
     def save(self, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Write everything atomically; what was there stays when the disk is full."""
@@ -47,6 +49,7 @@ class RunState:
             "scores": self.scores,
             "best": self.best,
             "monitor": self.monitor,
+            "passes_since_best": self.passes_since_best,
             "images": self.images,
             "job": self.job,
         }
@@ -81,6 +84,8 @@ class RunState:
             scaler.load_state_dict(state["scaler"])
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.scores, self.monitor = state["scores"], state["monitor"]
+            # States of earlier versions knew no early end.
+            self.passes_since_best = int(state.get("passes_since_best", 0))
             self.best = None if state["best"] is None else tuple(state["best"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{self.file} does not fit this run's settings: use another out") from error

@@ -129,7 +129,7 @@ class _Run:
         self.state.resume(self.method, self.optimizer, self.scaler, self.device)
         distributed.require_same(f"{self.step} of {self.total}", "the step to go on from")
         file = self.out / run_folder.CHECKPOINT
-        if self.step >= self.total:
+        if self.step >= self.total or self._ends_early():
             if not file.is_file() and self.first:
                 self._export(file)
             say(f"{self.out}: already trained ({self.step} steps); nothing to do")
@@ -168,7 +168,8 @@ class _Run:
         with log, closing(self._batches(self._requests, self._output(runtime))) as views:
             if self.step == 0:
                 self._watch(log)
-            while self.step < self.total:
+            ended = False
+            while self.step < self.total and not ended:
                 loss, logs = stepper.run(views, self.step, self.total)
                 self.state.step += 1
                 self.unseen.append((self.step, loss))
@@ -184,11 +185,16 @@ class _Run:
                     log.write(self.step, values | {name: float(found) for name, found in logs.items()})
                 self.state.seconds = time.monotonic() - started
                 self._watch(log)
-                if save:
+                ended = self._ends_early()
+                if save or ended:
                     if self.first:
                         self._save()
                     saved = time.monotonic()
             distributed.barrier()
+
+    def _ends_early(self) -> bool:
+        patience = self.cfg.monitor.patience
+        return patience > 0 and distributed.from_first(self.state.passes_since_best >= patience)
 
     def _reads_every_step(self) -> bool:
         return self.device.type == "cpu"
@@ -304,14 +310,17 @@ class _Run:
         self.state.scores = {"step": float(self.step)} | result.values
         self.state.monitor = monitor.state_dict()
         value = result.values[monitor.key]
+        self.state.passes_since_best += 1
         if np.isfinite(value) and (self.state.best is None or value > self.state.best[0]):
-            self.state.best = (value, self.step)
+            self.state.best, self.state.passes_since_best = (value, self.step), 0
             self._export(self.out / run_folder.BEST)
 
     def _say_end(self) -> None:
         if self.monitor is None or self.state.best is None:
             return
         key, (value, step) = self.monitor.key, self.state.best
+        if self.step < self.total:
+            say(f"ended at step {self.step}: no new best {key} in {self.cfg.monitor.patience} passes")
         say(
             f"{key}: best {value:.3f} at step {step} ({run_folder.BEST}), "
             f"last {self.state.scores[key]:.3f} ({run_folder.CHECKPOINT})"

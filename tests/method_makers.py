@@ -26,8 +26,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "swav": {"local_crops": 2, "num_prototypes": 32, "queue_length": 8, "queue_start": 0.0},
     "vicreg": {"output_dim": 64},
     "visreg": {"local_crops": 2, "num_slices": 256},
+    "contrastive": {"memory": 24, "memory_start": 0.0, "dim": 16},
+    "triplet": {"memory": 24, "memory_start": 0.0, "dim": 16},
+    "multi_similarity": {"memory": 24, "memory_start": 0.0, "pool": "gem"},
+    "arcface": {"pool": "gem", "dim": 16},
 }
 """Settings under which a tiny batch uses every part of a method, and teachers move visibly in a step."""
+
+
+NUM_CLASSES = FACTS.num_classes
+
+
+def needs_labels(name: str) -> bool:
+    return bool(plugins.find("method", name).Method.needs_labels)
+
+
+def labels_for(batch_size: int = 8) -> Tensor:
+    """Pairs of a class, so that half a batch holds some too."""
+    return torch.arange(batch_size) // 2 % NUM_CLASSES
 
 
 def network_of(name: str) -> str:
@@ -54,7 +70,7 @@ def method_of(name: str, seed: int = 0, **options: Any) -> BaseMethod:
 def views_for(method: BaseMethod, step: int = 0, batch_size: int = 8) -> list[Tensor]:
     generator = torch.Generator().manual_seed(step)
     images = torch.randint(0, 256, (batch_size, 3, 40, 40), generator=generator)
-    return make_views(
+    views = make_views(
         images.to(torch.uint8),
         method.views(IMAGE_SIZE),
         seed=0,
@@ -62,3 +78,4 @@ def views_for(method: BaseMethod, step: int = 0, batch_size: int = 8) -> list[Te
         samples=torch.arange(batch_size),
         output=Output(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
     )
+    return [*views, labels_for(batch_size)] if method.needs_labels else views

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from method_makers import NEEDS_VIT, OPTIONS, network_of
+from method_makers import NEEDS_VIT, OPTIONS, needs_labels, network_of
 from safetensors.torch import load_file
 
 from ssl_retrieval import config, plugins, train
@@ -24,7 +24,11 @@ def write_job(folder: Path, photos: Path, name: str) -> Path:
     if name in NEEDS_VIT:
         model |= {"patch_size": 8, "drop_path": 0.2}
     job = {
-        "data": {"name": "folder", "root": str(photos), "labels": "none"},
+        "data": {
+            "name": "folder",
+            "root": str(photos),
+            "labels": "folder" if needs_labels(name) else "none",
+        },
         "model": model,
         "method": {"name": name, **OPTIONS.get(name, {})},
         "optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.04, "weight_decay_end": 0.4},

@@ -47,6 +47,14 @@ def test_views_are_made_without_asking(dtype: torch.dtype) -> None:
 
 
 WAITING = {"ibot": "it picks patches by masks of changing size", "swav": "it looks how full its queue is"}
+WAITING |= dict.fromkeys(
+    ("arcface", "cosface", "subcenter_arcface", "proxy_nca", "proxy_anchor"),
+    "pytorch-metric-learning looks for the classes of a batch",
+)
+WAITING |= dict.fromkeys(
+    ("contrastive", "triplet", "multi_similarity", "supcon", "nt_xent"),
+    "pytorch-metric-learning lists pairs",
+)
 """Methods that still ask, and what for."""
 
 
@@ -61,6 +69,8 @@ def test_a_step_is_taken_without_asking(name: str, monkeypatch: pytest.MonkeyPat
         else torch.empty(8, 3, view.size, view.size, device="meta")
         for view in method.views(IMAGE_SIZE)
     ]
+    if method.needs_labels:
+        views.append(torch.empty(8, dtype=torch.int64, device="meta"))
     if name in WAITING:
         with pytest.raises((NotImplementedError, RuntimeError), match=r"nonzero|item"):
             method(views, 0.1)
