@@ -55,11 +55,12 @@ class ClassesConfig(LabelledConfig):
 
     Attributes:
         num_classes: None = by the labels.
-        proxy_lr: Factor on the learning rate of the classes' vectors, which begin at random.
+        proxy_lr: Factor on the learning rate of the classes' vectors, which begin at random, with values
+            around 1, and must find their places in few steps.
     """
 
     num_classes: int | None = None
-    proxy_lr: float = 10.0
+    proxy_lr: float = 100.0
 
 
 @dataclass

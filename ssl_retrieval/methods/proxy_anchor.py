@@ -27,7 +27,6 @@ class Config(ClassesConfig):
     name: str = "proxy_anchor"
     margin: float = 0.1
     alpha: float = 32.0
-    proxy_lr: float = 100.0
 
 
 class Method(ClassesMethod):

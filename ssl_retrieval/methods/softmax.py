@@ -21,10 +21,12 @@ class Config(ClassesConfig):
     """The objective's settings.
 
     Attributes:
+        proxy_lr: See `ClassesConfig`; a classifier begins with small values.
         label_smoothing: Share of the target that is spread over all classes.
     """
 
     name: str = "softmax"
+    proxy_lr: float = 10.0
     label_smoothing: float = 0.0
 
 
