@@ -17,6 +17,7 @@ from torch import nn
 from ssl_retrieval import __version__, backbones, checkpoint
 from ssl_retrieval.atomic import require_writable
 from ssl_retrieval.checkpoint import Card
+from ssl_retrieval.console import say
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.network_input import InputSpec
 
@@ -51,6 +52,11 @@ def export(source: Path, to: Path, format: str = "timm") -> Path:
     _require_format(checkpoint.read_card(file), format)
     _require_free(to)
     model, card, spec = checkpoint.load(file)
+    if card.head and (card.head["dim"] or card.head["pool"] != "model"):
+        say(
+            f"{file}: exported without the head ({card.head}): programs of others know the network alone; "
+            "here model.name=checkpoint embeds with it"
+        )
     with _whole_folder(to) as folder:
         if format == "timm":
             _write_timm(model, card, spec, folder)
@@ -228,7 +234,7 @@ def _readme(card: Card, spec: InputSpec, code: list[str], dim: int) -> str:
     )
     scores = [f"| {name} | {value:.4g} |" for name, value in card.scores.items()]
     parts = [
-        f"# {card.backbone}, trained without labels ({card.method or 'method not recorded'})",
+        f"# {card.backbone}, trained {_how(card)} ({card.method or 'method not recorded'})",
         f"An image encoder: {dim} numbers per image, to be compared by their cosine.",
         "From the folder that holds this one (or with the full path):",
         "\n".join(["```python", *code, "```"]),
@@ -241,6 +247,10 @@ def _readme(card: Card, spec: InputSpec, code: list[str], dim: int) -> str:
         f"The recipe, with all that was chosen for it:\n\n```yaml\n{recipe}```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _how(card: Card) -> str:
+    return "without labels" if card.family == "self-supervised" else "with labels"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -67,6 +67,12 @@ def section_of_merged(folder: Path) -> list[dict[str, Any]]:
     return [{"name": "merged", "root": str(folder), "parts": parts} | domain for domain in domains]
 
 
+def section_of_some_classes(folder: Path) -> list[dict[str, Any]]:
+    look_alike_classes.cub200(folder / "birds")
+    birds = {"name": "some_classes", "root": str(folder), "of": {"name": "cub200", "root": "birds"}}
+    return [birds, birds | {"begin": 0.5}]
+
+
 GROCERY_PHOTOS = (
     *("train/a 1.jpg", "train/b.jpg", "train/c.jpg", "val/a.jpg", "test/b.jpg", "test/c.jpg"),
     *(f"iconic/{name}_Iconic.jpg" for name in ("Pink-Lady", "Granny", "Oatly")),
@@ -116,6 +122,7 @@ MADE_UP: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "manifest": section_of_manifest,
     "synthetic": section_of_synthetic,
     "merged": section_of_merged,
+    "some_classes": section_of_some_classes,
     "grocery": section_of_grocery,
     "cars196": section_of_cars196,
     "cifar100": section_of_cifar100,

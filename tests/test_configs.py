@@ -1,4 +1,4 @@
-"""Every yaml of ``configs/pretrain``: it loads, its open settings are filled, and its method is built.
+"""Every yaml of ``configs/pretrain`` and ``configs/finetune``: it loads, is filled, and its method is built.
 
 Those of ``configs/compare`` load, and what they derive can be derived.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from method_makers import needs_labels
 
 from ssl_retrieval import backbones, config, defaults, optim, plugins, train_setup
 from ssl_retrieval.augment import Noise, View
@@ -18,8 +19,8 @@ from ssl_retrieval.grid import CompareConfig
 from ssl_retrieval.methods.base import BaseMethod
 from ssl_retrieval.train import PretrainConfig
 
-FOLDER = Path(__file__).parent.parent / "configs" / "pretrain"
-FILES = sorted(FOLDER.glob("*.yaml"))
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = [file for command in ("pretrain", "finetune") for file in sorted((CONFIGS / command).glob("*.yaml"))]
 
 PHOTOS = [
     file
@@ -77,16 +78,19 @@ def open_settings(section: Any) -> set[str]:
 
 
 def test_every_method_has_a_yaml_for_photos_and_one_for_cifar10() -> None:
-    found = {(load(file).method.name, load(file).data.name) for file in FILES}
-    wanted = {(name, data) for name in plugins.known("method") for data in ("folder", "cifar10")}
-    assert wanted <= found
+    found = {(file.parent.name, load(file).method.name, load(file).data.name) for file in FILES}
+    labelled = {name for name in plugins.known("method") if needs_labels(name)}
+    others = set(plugins.known("method")) - labelled
+    wanted = {("pretrain", name, data) for name in others for data in ("folder", "cifar10")}
+    assert wanted | {("finetune", name, "folder") for name in labelled} <= found
 
 
 @each_file
 def test_a_config_names_its_paper_and_the_command(file: Path) -> None:
     first, second = file.read_text("utf-8").splitlines()[:2]
     assert re.search(r"arXiv \d{4}\.\d{5}", first)
-    assert second.startswith(f"# ssl-retrieval pretrain configs/pretrain/{file.name} data.root=")
+    command = file.parent.name
+    assert second.startswith(f"# ssl-retrieval {command} configs/{command}/{file.name} data.root=")
     assert re.search(r" out=runs/\S+$", second)
 
 
@@ -115,7 +119,7 @@ PAPER = [
 
 @pytest.mark.parametrize(("name", "first", "second"), PAPER, ids=[name for name, _, _ in PAPER])
 def test_photos_are_augmented_as_in_the_papers(name: str, first: Any, second: Any) -> None:
-    views = built(settled(FOLDER / f"{name}.yaml", 1_280_000)).views(224)
+    views = built(settled(CONFIGS / "pretrain" / f"{name}.yaml", 1_280_000)).views(224)
     for view, wanted in zip(views[:2], (first, second), strict=True):
         assert isinstance(view, View)
         made = view.augment
@@ -125,7 +129,7 @@ def test_photos_are_augmented_as_in_the_papers(name: str, first: Any, second: An
 
 
 def test_a_long_run_warms_up_for_ten_epochs(tmp_path: Path) -> None:
-    cfg = dataclasses.replace(load(FOLDER / "byol.yaml"), epochs=1000)
+    cfg = dataclasses.replace(load(CONFIGS / "pretrain" / "byol.yaml"), epochs=1000)
     module = plugins.find("method", "byol")
     done = train_setup.settle(cfg, module, 1_280_000, backbones.make("test_resnet"), tmp_path)
     assert done.optimizer.warmup == pytest.approx(10 / 1000)
@@ -152,9 +156,7 @@ def test_a_config_builds_its_method_views_and_optimizer(file: Path, num_images: 
     assert optimized == {id(parameter) for parameter in method.parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize(
-    "file", sorted((FOLDER.parent / "compare").glob("*.yaml")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted((CONFIGS / "compare").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_comparison_loads_and_opens_with_its_command(file: Path) -> None:
     cfg = config.load(CompareConfig, file, ["data.root=photos", "out=runs/one", *NAMED.get(file.stem, [])])
     known = list(cfg.models)

@@ -331,6 +331,8 @@ def test_a_dataset_explains_a_missing_root(name: str, tmp_path: Path) -> None:
         values["file"] = str(tmp_path / "list.csv")
     if name == "merged":
         values["parts"] = {label: {"name": "folder", "root": label} for label in ("one", "two")}
+    if name == "some_classes":
+        values["of"] = {"name": "folder", "root": "."}
     if name in ("emoji", "synthetic"):
         (tmp_path / "nowhere").write_text("a file stands in the way")
     with pytest.raises(ValueError, match="nowhere"):

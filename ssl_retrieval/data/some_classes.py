@@ -49,14 +49,14 @@ def load(cfg: Config) -> Task:
         UserError: The dataset is wrong, has no labels, or nothing can be found in the range.
     """
     task: Task = _whole(cfg, "load")
-    first, last = _range(cfg, task.gallery)
     queries, gallery = (
-        {images.paths[i] for i in np.flatnonzero(in_classes(images, first, last))}
+        {images.paths[i] for i in np.flatnonzero(in_classes(images, cfg.begin, cfg.end))}
         for images in (task.queries, task.gallery)
     )
+    first, last = class_range(len(task.gallery.class_names), cfg.begin, cfg.end)
     fit = task.fit
     if fit is not None:
-        others = np.flatnonzero(~in_classes(fit, first, last))
+        others = np.flatnonzero(~in_classes(fit, cfg.begin, cfg.end))
         fit = fit.take(others) if len(others) else None
     return answerable(
         replace(
@@ -76,11 +76,7 @@ def images(cfg: Config) -> ImageSet:
         UserError: The dataset is wrong, or has no labels.
     """
     whole: ImageSet = _whole(cfg, "images")
-    return whole.take(np.flatnonzero(in_classes(whole, *_range(cfg, whole))))
-
-
-def _range(cfg: Config, labelled: ImageSet) -> tuple[int, int]:
-    return class_range(len(labelled.class_names), cfg.begin, cfg.end)
+    return whole.take(np.flatnonzero(in_classes(whole, cfg.begin, cfg.end)))
 
 
 def _whole(cfg: Config, what: str) -> Any:

@@ -76,14 +76,15 @@ def class_range(num_classes: int, begin: float, end: float) -> tuple[int, int]:
     return first, last
 
 
-def in_classes(images: ImageSet, first: int, last: int) -> NDArray[np.bool_]:
-    """Tell which images are of the classes from ``first`` up to, without, ``last``: bool [N].
+def in_classes(images: ImageSet, begin: float, end: float) -> NDArray[np.bool_]:
+    """Tell which images are of the classes of a `class_range`: bool [N].
 
     Raises:
-        UserError: The images have no labels.
+        UserError: The images have no labels, or the range is wrong.
     """
     if images.labels is None:
         raise UserError(f"data.of: the images in {str(images.root)!r} have no labels to choose classes by")
+    first, last = class_range(len(images.class_names), begin, end)
     return (images.labels >= first) & (images.labels < last)
 
 
