@@ -163,16 +163,22 @@ def test_a_batch_that_cannot_be_divided_is_named(batch_size: int, accumulate: in
 
 
 @pytest.mark.slow
-def test_the_same_command_under_torchrun_trains_the_same_network(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "labels"), [({"name": "simclr", "output_dim": 16}, "none"), ({"name": "supcon"}, "folder")]
+)
+def test_the_same_command_under_torchrun_trains_the_same_network(
+    method: dict[str, Any], labels: str, photos: Path, tmp_path: Path
+) -> None:
     job = {
-        "data": {"name": "folder", "root": str(photos), "labels": "none"},
+        "data": {"name": "folder", "root": str(photos), "labels": labels},
         "model": {"name": "test_resnet", "image_size": 32, "stem": "standard"},
-        "method": {"name": "simclr", "output_dim": 16},
+        "method": method,
         # Five times as fast, rounding pushes a value over a kink in one seed of three, and the networks part.
         "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0},
         "epochs": 2,
         # With 8 images per batch, rounding grows a thousandfold in these steps: their statistics are shaky.
         "batch_size": 20,
+        "images_per_class": 5 if labels == "folder" else None,
         "precision": "fp32",
         "memory_format": "contiguous",
         "log_every": 1,
