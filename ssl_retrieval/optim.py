@@ -197,7 +197,8 @@ def schedule(cfg: OptimizerConfig, optimizer: torch.optim.Optimizer, progress: f
     if cfg.weight_decay_end is not None:
         decay = cosine(progress, decay, cfg.weight_decay_end)
     for group in optimizer.param_groups:
-        moving = of_encoder if group["encoder"] else factor
+        # States of earlier versions know of none that wait.
+        moving = of_encoder if group.get("waits") else factor
         group["lr"] = group["peak"] * (1.0 if group["fixed"] else moving)
         if group["decays"]:
             group["weight_decay"] = decay
@@ -240,7 +241,7 @@ def check_given(cfg: OptimizerConfig) -> None:
 
 
 def _groups(cfg: OptimizerConfig, method: nn.Module, lr: float) -> list[dict[str, Any]]:
-    """Sort the parameters by weight decay, peak learning rate, fixed or not, part; in their own order."""
+    """Sort the parameters by weight decay, peak learning rate, fixed, waiting; in their own order."""
     exempt: set[str] = set()
     for prefix, module in method.named_modules():
         if hasattr(module, "no_weight_decay"):
@@ -254,6 +255,7 @@ def _groups(cfg: OptimizerConfig, method: nn.Module, lr: float) -> list[dict[str
             continue
         decays = parameter.ndim >= 2 and name not in exempt
         in_encoder = name.startswith("encoder.")
+        waits = in_encoder and given(cfg.encoder_start) > 0
         peak = lr * depth.get(name, 1.0) * (given(cfg.encoder_lr) if in_encoder else 1.0)
         peak *= math.prod(factor for prefix, factor in factors.items() if name.startswith(prefix))
         if parameter.ndim < 2:
@@ -261,12 +263,12 @@ def _groups(cfg: OptimizerConfig, method: nn.Module, lr: float) -> list[dict[str
         if ".patch_embed." in name:
             peak *= given(cfg.patch_embed_lr)
         fixed = bool(fixed_prefixes) and name.startswith(fixed_prefixes)
-        groups.setdefault((decays, peak, fixed, in_encoder), []).append(parameter)
+        groups.setdefault((decays, peak, fixed, waits), []).append(parameter)
     decay = given(cfg.weight_decay)
     return [
         {"params": group, "weight_decay": decay if decays else 0.0, "peak": peak}
-        | {"lr": peak, "fixed": fixed, "decays": decays, "encoder": in_encoder}
-        for (decays, peak, fixed, in_encoder), group in groups.items()
+        | {"lr": peak, "fixed": fixed, "decays": decays, "waits": waits}
+        for (decays, peak, fixed, waits), group in groups.items()
     ]
 
 

@@ -225,3 +225,36 @@ def test_a_methods_recipe_belongs_to_its_own_optimizer() -> None:
     assert other["optimizer.lr"][0] == 5e-4
     own_rate = optim.choices(OptimizerConfig(lr=0.1), recipe, Facts())
     assert own_rate["optimizer.scale"] == ("none", "optimizer.lr is given")
+
+
+class Parts(nn.Module):
+    """A network, a head and proxies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head, self.criterion = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def lr_factors(self) -> dict[str, float]:
+        return {"criterion.": 10.0}
+
+
+def rates(cfg: OptimizerConfig, progress: float) -> dict[str, float]:
+    method = Parts()
+    optimizer = optim.make(cfg, method, 8)
+    optim.schedule(cfg, optimizer, progress)
+    names = {id(parameter): name.split(".")[0] for name, parameter in method.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_network_and_proxies_have_rates_of_their_own() -> None:
+    cfg = filled(name="adamw", lr=0.1, encoder_lr=0.3, warmup=0.0)
+    assert rates(cfg, 0.0) == pytest.approx({"encoder": 0.03, "head": 0.1, "criterion": 1.0})
+    halfway = rates(cfg, 0.5)
+    assert halfway == pytest.approx({"encoder": 0.015, "head": 0.05, "criterion": 0.5})
+
+
+def test_the_network_starts_later_with_a_warm_up_of_its_own() -> None:
+    cfg = filled(name="adamw", lr=0.1, encoder_start=0.5, warmup=0.2)
+    for progress, wanted in ((0.0, 0.0), (0.4, 0.0), (0.55, 0.05), (0.6, 0.1), (0.8, 0.05), (1.0, 0.0)):
+        assert rates(cfg, progress)["encoder"] == pytest.approx(wanted, abs=1e-12)
+    assert rates(cfg, 0.2)["head"] == pytest.approx(0.1)

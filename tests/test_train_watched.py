@@ -96,7 +96,9 @@ def test_collapse_is_said_in_words_with_what_to_try(
     # An encoder whose last scale is zero says the same of every image.
     check = monitor.Monitor.check
 
-    def check_collapsed(self: monitor.Monitor, encoder: Any, step: int) -> monitor.MonitorResult:
+    def check_collapsed(
+        self: monitor.Monitor, encoder: Any, step: int, head: Any = None
+    ) -> monitor.MonitorResult:
         if step:
             with torch.no_grad():
                 for parameter in encoder.parameters():
