@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -36,8 +35,8 @@ from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.packed import Packed
 from ssl_retrieval.run_log import RunLog
 from ssl_retrieval.run_state import RunState
-from ssl_retrieval.sampler import Sampler
 from ssl_retrieval.streaming import Stream
+from ssl_retrieval.train_batches import Batches
 from ssl_retrieval.train_config import ModelConfig as ModelConfig
 from ssl_retrieval.train_config import PretrainConfig as PretrainConfig
 from ssl_retrieval.train_config import check
@@ -90,12 +89,12 @@ class _Run:
     def __init__(
         self, cfg: PretrainConfig, out: Path, device: torch.device, source: Packed | Stream, share: int
     ) -> None:
-        self.out, self.device, self.source, self.share = out, device, source, share
+        self.out, self.device, self.source = out, device, source
         self.first = distributed.rank() == 0
         module = plugins.find("method", cfg.method.name)
         backbone, self.card = build_backbone(cfg, module)
-        self.labels = None if source.labels is None else torch.from_numpy(source.labels)
-        num_classes = 0 if self.labels is None else int(self.labels.max()) + 1
+        labels = None if source.labels is None else torch.from_numpy(source.labels)
+        num_classes = 0 if labels is None else int(labels.max()) + 1
         self.cfg = cfg = settle(cfg, module, len(source.paths), backbone, out, num_classes)
         require_classes(cfg, num_classes)
         with torch.random.fork_rng(devices=[]):
@@ -111,7 +110,8 @@ class _Run:
         self.state = RunState(out, source.key, f"{cfg.method.name} on {cfg.model.name}")
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
         views = self.method.views(cfg.model.image_size)
-        self.feed, self.where = feed.make(source, views, cfg.seed, device)
+        made, self.where = feed.make(source, views, cfg.seed, device)
+        self.batches = Batches(cfg, made, self.sampler, share, labels)
         self.unseen: list[tuple[int, Tensor]] = []
         self.monitor = self._make_monitor()
 
@@ -137,7 +137,7 @@ class _Run:
         if self.monitor is not None and self.state.monitor:
             self.monitor.load_state_dict(self.state.monitor)
         if self.step == 0:
-            with closing(self._batches(self._first_pass, Output(self.input.mean, self.input.std))) as seen:
+            with closing(self.batches.first_pass(Output(self.input.mean, self.input.std))) as seen:
                 self.method.begin(seen)
         if self.step:
             say(f"{self.out}: going on at step {self.step} of {self.total}")
@@ -165,7 +165,8 @@ class _Run:
             self.cfg.batch_size,
             writes=self.first,
         )
-        with log, closing(self._batches(self._requests, self._output(runtime))) as views:
+        made = self.batches.of_steps(self.step, self.total, self._output(runtime))
+        with log, closing(made) as views:
             if self.step == 0:
                 self._watch(log)
             ended = False
@@ -209,30 +210,6 @@ class _Run:
                 raise UserError(self._not_finite(f"the loss is {value}", step))
         return values[-1]
 
-    def _requests(self) -> Iterator[tuple[int, Tensor]]:
-        """List what this process needs from here to the end: a request per part of a step's batch."""
-        for step in range(self.step, self.total):
-            for part in range(self.cfg.accumulate):
-                yield step, self._numbers(step, part)
-
-    def _first_pass(self) -> Iterator[tuple[int, Tensor]]:
-        """List requests that go through the images once, in a plain shuffle; the same in every process."""
-        num_images = len(self.source.paths)
-        plain = Sampler(num_images, min(self.share, num_images), self.cfg.seed)
-        return ((step, plain.batch(step)) for step in range(plain.steps_per_epoch))
-
-    def _batches(
-        self, requests: Callable[[], Iterator[tuple[int, Tensor]]], output: Output
-    ) -> Generator[list[Tensor], None, None]:
-        """Make views and, for a method that learns from them, put the labels behind."""
-        with closing(self.feed.batches(requests(), output)) as made:
-            for views, (_, numbers) in zip(made, requests(), strict=False):
-                yield views if self.labels is None else [*views, self.labels[numbers].to(self.device)]
-
-    def _numbers(self, step: int, part: int = 0) -> Tensor:
-        begin = (distributed.rank() * self.cfg.accumulate + part) * self.share
-        return self.sampler.batch(step)[begin : begin + self.share]
-
     def _output(self, runtime: precision.Runtime) -> Output:
         return Output(
             self.input.mean,
@@ -267,8 +244,7 @@ class _Run:
 
     def _try_out(self) -> precision.Runtime:
         plain = Output(self.input.mean, self.input.std)
-        numbers = self._numbers(0)[:TRIAL_IMAGES]
-        views = next(self._batches(lambda: iter([(0, numbers)]), plain))
+        views = self.batches.of_numbers(self.batches.numbers(0)[:TRIAL_IMAGES], plain)
 
         def trial(method: nn.Module, runtime: precision.Runtime) -> None:
             assert isinstance(method, BaseMethod)

@@ -33,6 +33,7 @@ LAYERS = {
     "report": 4,
     "results": 4,
     "train": 4,
+    "train_batches": 4,
     "train_config": 4,
     "train_images": 4,
     "train_step": 4,
