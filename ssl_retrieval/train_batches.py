@@ -43,11 +43,13 @@ class Batches:
             last: The one after the last.
             output: What views are like.
         """
-        parts = range(self.cfg.accumulate)
-        return self._made(
-            lambda: ((step, self.numbers(step, part)) for step in range(first, last) for part in parts),
-            output,
-        )
+
+        def requests() -> Iterator[tuple[int, Tensor]]:
+            for step in range(first, last):
+                for part in range(self.cfg.accumulate):
+                    yield step, self.numbers(step, part)
+
+        return self._made(requests, output)
 
     def of_numbers(self, numbers: Tensor, output: Output) -> list[Tensor]:
         """Make views of some images: int64 [B]."""

@@ -150,6 +150,25 @@ def test_a_damaged_photo_of_a_stream_is_replaced_by_one_of_its_class(photos: Pat
         assert sorted(candidates) == np.flatnonzero(images.labels == images.labels[number]).tolist()
 
 
+def test_each_part_of_a_batch_holds_whole_groups_of_a_class(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = BaseMethod.forward
+    seen: list[list[int]] = []
+
+    def forward(self: BaseMethod, taken: list[torch.Tensor], progress: float) -> Any:
+        seen.append(taken[-1].tolist())
+        return step(self, taken, progress)
+
+    monkeypatch.setattr(BaseMethod, "forward", forward)
+    go(job, "method.name=supcon", "images_per_class=2", "accumulate=2", "epochs=2")
+    assert len(seen) == 2 * 10
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        assert len(first) == len(second) == 4
+        assert first[0] == first[1] != first[2] == first[3]
+        assert len({*first, *second}) == 4
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
