@@ -69,7 +69,8 @@ def section_of_merged(folder: Path) -> list[dict[str, Any]]:
 
 def section_of_some_classes(folder: Path) -> list[dict[str, Any]]:
     look_alike_classes.cub200(folder / "birds")
-    birds = {"name": "some_classes", "root": str(folder), "of": {"name": "cub200", "root": "birds"}}
+    of = {"name": "cub200", "root": "birds", "split": "official"}
+    birds = {"name": "some_classes", "root": str(folder), "of": of}
     return [birds, birds | {"begin": 0.5}]
 
 

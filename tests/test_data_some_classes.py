@@ -91,6 +91,12 @@ def test_a_mistake_is_one_line(photos: Path, options: dict[str, Any], words: str
     assert "\n" not in str(caught.value)
 
 
+def test_classes_without_training_images_are_named(tmp_path: Path) -> None:
+    of = {"name": "cub200", "root": str(look_alike_classes.cub200(tmp_path / "birds"))}
+    with pytest.raises(UserError, match="data.of.name=cub200 has no training images of these classes"):
+        some_classes.images(section(tmp_path, of=of, begin=0.5))
+
+
 def test_images_without_labels_have_no_classes_to_choose(photos: Path) -> None:
     of = {"name": "folder", "root": str(photos), "labels": "none"}
     with pytest.raises(UserError, match="have no labels to choose classes by"):

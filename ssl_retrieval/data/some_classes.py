@@ -73,10 +73,16 @@ def images(cfg: Config) -> ImageSet:
     """List the dataset's images of the chosen classes, for training.
 
     Raises:
-        UserError: The dataset is wrong, or has no labels.
+        UserError: The dataset is wrong, has no labels, or no image of these classes.
     """
     whole: ImageSet = _whole(cfg, "images")
-    return whole.take(np.flatnonzero(in_classes(whole, cfg.begin, cfg.end)))
+    chosen = np.flatnonzero(in_classes(whole, cfg.begin, cfg.end))
+    if len(chosen) == 0:
+        raise UserError(
+            f"data.begin={cfg.begin}, end={cfg.end}: data.of.name={cfg.of.name} has no training images of "
+            "these classes"
+        )
+    return whole.take(chosen)
 
 
 def _whole(cfg: Config, what: str) -> Any:
