@@ -93,7 +93,7 @@ def test_a_mistake_is_one_line(photos: Path, options: dict[str, Any], words: str
 
 def test_classes_without_training_images_are_named(tmp_path: Path) -> None:
     of = {"name": "cub200", "root": str(look_alike_classes.cub200(tmp_path / "birds"))}
-    with pytest.raises(UserError, match="data.of.name=cub200 has no training images of these classes"):
+    with pytest.raises(UserError, match="name=cub200 has no training images of these classes"):
         some_classes.images(section(tmp_path, of=of, begin=0.5))
 
 
