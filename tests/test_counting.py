@@ -11,8 +11,9 @@ from ssl_retrieval.counting import count_before
 from ssl_retrieval.score_keys import NOTHING, keys_of
 
 LARGEST = float(np.finfo(np.float32).max)
+SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 numbers = st.one_of(
-    st.sampled_from([0.0, -0.0, 0.5, 0.25, -0.25, 1.0, LARGEST, -LARGEST, 1e-45]),
+    st.sampled_from([0.0, -0.0, 0.5, 0.25, -0.25, 1.0, LARGEST, -LARGEST, SMALLEST]),
     st.floats(-1, 1, width=32),
     st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
