@@ -101,3 +101,17 @@ def test_images_without_labels_have_no_classes_to_choose(photos: Path) -> None:
     of = {"name": "folder", "root": str(photos), "labels": "none"}
     with pytest.raises(UserError, match="have no labels to choose classes by"):
         some_classes.images(section(photos, of=of, end=0.5))
+
+
+def test_distractors_stay_and_photos_of_other_objects_go(tmp_path: Path) -> None:
+    for name in [*(f"objects/ukbench{i:05d}.jpg" for i in range(16)), "others/x.jpg", "others/y.jpg"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    of = {"name": "ukbench", "root": str(tmp_path / "objects"), "distractors": str(tmp_path / "others")}
+    tree = {"name": "some_classes", "of": of, "begin": 0.5}
+    task = some_classes.load(config.plugin_config("dataset", tree, "data"))
+    kept = tuple(f"objects/ukbench{i:05d}.jpg" for i in range(8, 16))
+    assert task.queries.paths == kept
+    assert task.gallery.paths == (*kept, "others/x.jpg", "others/y.jpg")
+    assert [len(found) for found in task.relevant] == [3] * 8
+    assert "3 to 4 of 4, and distractors" in task.description

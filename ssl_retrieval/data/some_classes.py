@@ -8,7 +8,8 @@ share no class. Three of them make an honest run::
     validation: {name: some_classes, root: DIR, of: {name: grocery, root: ""}, begin: 0.4, end: 0.5}
     # and for the test, begin: 0.5
 
-Post-processing is fitted on images of the other classes, if there are any.
+Post-processing is fitted on images of the other classes, if there are any. Distractors have no class, and
+stay.
 """
 
 import importlib
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssl_retrieval.data.base import DataConfig, check, existing_folder
 from ssl_retrieval.data.tasks import answerable, class_range, in_classes
@@ -49,11 +51,11 @@ def load(cfg: Config) -> Task:
         UserError: The dataset is wrong, has no labels, or nothing can be found in the range.
     """
     task: Task = _whole(cfg, "load")
-    queries, gallery = (
-        {images.paths[i] for i in np.flatnonzero(in_classes(images, cfg.begin, cfg.end))}
-        for images in (task.queries, task.gallery)
-    )
-    first, last = class_range(len(task.gallery.class_names), cfg.begin, cfg.end)
+    chosen = in_classes(task.queries, cfg.begin, cfg.end)
+    queries = {task.queries.paths[i] for i in np.flatnonzero(chosen)}
+    gallery = _gallery(task, chosen, cfg)
+    num_classes = len(task.queries.class_names)
+    first, last = class_range(num_classes, cfg.begin, cfg.end)
     fit = task.fit
     if fit is not None:
         others = np.flatnonzero(~in_classes(fit, cfg.begin, cfg.end))
@@ -64,7 +66,7 @@ def load(cfg: Config) -> Task:
             name=f"{task.name}-classes-{first + 1}-to-{last}",
             fit=fit,
             description=f"{len(queries)} queries search {len(gallery)} images of {last - first} classes, "
-            f"{first + 1} to {last} of {len(task.gallery.class_names)}.",
+            f"{first + 1} to {last} of {num_classes}{_others(task)}.",
         )
     )
 
@@ -83,6 +85,26 @@ def images(cfg: Config) -> ImageSet:
             "these classes"
         )
     return whole.take(chosen)
+
+
+def _gallery(task: Task, chosen: NDArray[np.bool_], cfg: Config) -> set[str]:
+    """Name the gallery images that stay: those of the chosen classes, and those of none.
+
+    Args:
+        task: The whole task.
+        chosen: bool [Q], the queries of the range.
+        cfg: The range.
+    """
+    gallery = task.gallery
+    if gallery.labels is not None:
+        return {gallery.paths[i] for i in np.flatnonzero(in_classes(gallery, cfg.begin, cfg.end))}
+    others = np.flatnonzero(~chosen)
+    of_others = {gallery.paths[i] for query in others for i in task.relevant[query]}
+    return set(gallery.paths) - of_others - {task.queries.paths[query] for query in others}
+
+
+def _others(task: Task) -> str:
+    return ", and distractors" if task.gallery.labels is None else ""
 
 
 def _whole(cfg: Config, what: str) -> Any:
