@@ -349,7 +349,7 @@ def _show(comparison: Any, out: Path) -> None:
     Console().print(to_rich(comparison))
     for task in comparison.tasks:
         print(f"{task.task}: {' '.join(headline(task))}")
-    say(f"written: {out / 'report.html'}, table.md, table.csv")
+    say(f"written: {out / 'report.html'}, table.md, table.csv, chart.png")
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from ssl_retrieval.pace import Pace
 from ssl_retrieval.recipe import Derived
 from ssl_retrieval.report.files import write_report
 from ssl_retrieval.report.gallery import GalleryQuery, pick_queries
+from ssl_retrieval.report.overview import save_overview
 from ssl_retrieval.report.page import write_page
 from ssl_retrieval.report.table import to_csv, to_markdown
 from ssl_retrieval.representation import Representation
@@ -110,7 +111,7 @@ class FinishedReports:
 
 
 def run_grid(cfg: CompareConfig) -> Comparison:
-    """Evaluate every model on every task and write ``table.md``, ``table.csv``, ``report.html``.
+    """Evaluate every model on every task and write tables, chart and page.
 
     Raises:
         UserError: A mistake in the config or the data.
@@ -263,11 +264,12 @@ def write_tables(
     title: str,
     notes: list[str],
 ) -> None:
-    """Write ``table.md``, ``table.csv`` and ``report.html`` into ``out``."""
+    """Write ``table.md``, ``table.csv``, ``chart.png`` and ``report.html`` into ``out``."""
     with atomic_path(out / "table.md") as partial:
         partial.write_text(to_markdown(comparison), encoding="utf-8")
     with atomic_path(out / "table.csv") as partial:
         partial.write_text(to_csv(comparison), encoding="utf-8")
+    save_overview(comparison, out / "chart.png")
     write_page(comparison, dict(galleries), out / "report.html", title, notes)
 
 

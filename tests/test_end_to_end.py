@@ -121,6 +121,7 @@ def test_compare_from_a_config(cli: Command, photos: Path, tmp_path: Path) -> No
     assert {path.name for path in out.iterdir()} == {
         "table.md",
         "table.csv",
+        "chart.png",
         "report.html",
         "reports",
         "embeddings",

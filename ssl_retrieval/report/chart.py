@@ -21,7 +21,7 @@ _FAMILY_COLOURS = {
     "hand-crafted": "#8a8f98",
     "random": "#b59a3c",
     "off-the-shelf": "#3f86c7",
-    "supervised": "#7d63c4",
+    "fine-tuned": "#7d63c4",
     "self-supervised": "#e0752f",
 }
 _OTHER_COLOURS = ("#2f9e7d", "#c2558f", "#6b7f2a", "#a0522d")
