@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from ssl_retrieval import backbones, pooling, tokens
+from ssl_retrieval import backbones, pooling, regions, tokens
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.whitening import Pca
 
-POOLS = ("model", "avg", "gem", "cls")
+POOLS = ("model", "avg", "gem", "rmac", "cls")
 
 
 class EmbeddingHead(nn.Module):
@@ -21,20 +21,31 @@ class EmbeddingHead(nn.Module):
     1711.02512): GeM pooling, then a fully connected layer that starts as a PCA whitening.
 
     Attributes:
-        pool: ``model``: as the network itself pools; ``avg``; ``gem``; ``cls``: a ViT's class token.
-        gem_p: Exponent of ``gem``.
+        pool: ``model``: the network's own; ``avg``; ``gem``; ``rmac``; ``cls``: a ViT's class token.
+        gem_p: Exponent of ``gem``, or where it began.
+        exponent: float [1], the trained exponent; only with `learn_gem_p`.
         dim: D, the dimension of the embedding.
         projection: The fully connected layer; None = the pooled vector is the embedding.
     """
 
-    def __init__(self, backbone: nn.Module, pool: str = "model", gem_p: float = 3.0, dim: int = 0) -> None:
+    exponent: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pool: str = "model",
+        gem_p: float = 3.0,
+        dim: int = 0,
+        learn_gem_p: bool = False,
+    ) -> None:
         """Make the layer; nothing of the network is kept.
 
         Args:
             backbone: A network from `backbones.make`, for its dimension.
             pool: See the class.
-            gem_p: See the class.
+            gem_p: Exponent of ``gem``, or where it begins.
             dim: Dimension of the projection; 0 = none.
+            learn_gem_p: Whether the exponent is trained.
 
         Raises:
             UserError: A value out of range.
@@ -46,7 +57,11 @@ class EmbeddingHead(nn.Module):
             raise UserError(f"method.gem_p={gem_p}: must be above 0 and at most {pooling.MAX_GEM_P:g}")
         if dim < 0:
             raise UserError(f"method.dim={dim}: must be at least 1, or 0 for no projection")
-        self.pool, self.gem_p = pool, gem_p
+        if learn_gem_p and pool != "gem":
+            raise UserError(f"method.learn_gem_p=true is for method.pool=gem, not for method.pool={pool}")
+        self.pool, self.gem_p, self.learn_gem_p = pool, gem_p, learn_gem_p
+        if learn_gem_p:
+            self.exponent = nn.Parameter(torch.tensor([gem_p]))
         # The number of values before the classifier, and of the map's channels, differ in some networks.
         pooled: Any = backbones.feature_dim(backbone) if pool == "model" else backbone.num_features
         self.projection = nn.Linear(pooled, dim) if dim else None
@@ -74,7 +89,9 @@ class EmbeddingHead(nn.Module):
             if self.pool == "cls":
                 return tokens.class_token(found, encoder)
             if self.pool == "gem":
-                return pooling.gem(found.maps, self.gem_p)
+                return pooling.gem(found.maps, self.exponent if self.learn_gem_p else self.gem_p)
+            if self.pool == "rmac":
+                return regions.rmac(found.maps)
             return pooling.avg(found.maps)
 
     def project(self, pooled: Tensor) -> Tensor:
@@ -110,5 +127,6 @@ class EmbeddingHead(nn.Module):
         return {
             "pool": self.pool,
             "gem_p": self.gem_p,
+            "learn_gem_p": self.learn_gem_p,
             "dim": self.dim if self.projection is not None else 0,
         }

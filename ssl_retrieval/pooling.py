@@ -88,14 +88,14 @@ def crow(maps: Tensor, eps: float = 1e-6) -> Tensor:
     return (maps * of_position).sum(dim=(2, 3)) * of_channel
 
 
-def gem(maps: Tensor, p: float = GEM_P, eps: float = 1e-6) -> Tensor:
+def gem(maps: Tensor, p: float | Tensor = GEM_P, eps: float = 1e-6) -> Tensor:
     """Generalised mean (Radenović et al., 2018): ``mean(max(x, eps)^p)^(1/p)`` over positions.
 
     ``p = 1`` is the average (of activations cut at ``eps``), a growing ``p`` comes near the maximum.
 
     Args:
         maps: float [B, C, H, W].
-        p: Exponent, positive.
+        p: Exponent, positive; float [1] where it is trained.
         eps: Floor of the activations.
 
     Returns:

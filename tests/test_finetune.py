@@ -66,7 +66,10 @@ def test_the_command_trains_and_the_checkpoint_embeds_with_its_head(job: Path, c
     assert outcome.code == 0, outcome.err
     file = Path(outcome.out.strip())
     model, card, _ = checkpoint.load(file)
-    assert (card.family, card.head) == ("fine-tuned", {"pool": "gem", "gem_p": 3.0, "dim": 8})
+    assert (card.family, card.head) == (
+        "fine-tuned",
+        {"pool": "gem", "gem_p": 3.0, "learn_gem_p": False, "dim": 8},
+    )
     extractor = Extractor(ExtractorConfig(path=str(file.parent))).eval()
     assert (extractor.family, extractor.dim) == ("fine-tuned", 8)
     images = [extractor.preprocess(photo((90, 120, 150), seed=i)) for i in range(3)]
@@ -218,6 +221,15 @@ def test_the_network_waits_while_the_heads_learn(job: Path, tmp_path: Path) -> N
         "embedding_head.projection.weight",
         "embedding_head.projection.bias",
     }
+
+
+def test_the_exponent_of_gem_is_trained_where_that_is_asked_for(job: Path, tmp_path: Path) -> None:
+    kept = load_file(go(job, f"out={tmp_path / 'kept'}") / "checkpoint.safetensors")
+    trained = load_file(
+        go(job, "method.learn_gem_p=true", f"out={tmp_path / 'free'}") / "checkpoint.safetensors"
+    )
+    assert trained.keys() - kept.keys() == {"embedding_head.exponent"}
+    assert trained["embedding_head.exponent"].item() != 3.0
 
 
 def test_a_run_ends_early_where_nothing_gets_better(

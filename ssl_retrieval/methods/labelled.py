@@ -24,6 +24,10 @@ WHITENED_ON = 4096
 """Training images that the projection's whitening is computed from, at most."""
 
 
+EXPONENT_LR = 10.0
+"""Factor on the learning rate of a trained exponent of GeM, as in cnnimageretrieval."""
+
+
 def crops() -> Augment:
     """Give crops and mirror images alone, as papers on metric learning do: colour tells things apart."""
     return Augment(crop_min=0.2, jitter=0.0, grayscale=0.0)
@@ -34,8 +38,9 @@ class LabelledConfig:
     """What every objective on labels can be told.
 
     Attributes:
-        pool: How the last map is pooled: ``model`` (as the network does), ``avg``, ``gem`` or ``cls``.
+        pool: How the last map is pooled: ``model`` (its own way), ``avg``, ``gem``, ``rmac`` or ``cls``.
         gem_p: Exponent of ``gem``.
+        learn_gem_p: Train the exponent, at ten times the learning rate, as cnnimageretrieval does.
         dim: Dimension of a learned projection; 0 = the pooled vector itself is trained and searched with.
         whiten: Let the projection begin as the PCA whitening of the training images.
         augment: How the view is made.
@@ -44,6 +49,7 @@ class LabelledConfig:
     name: str = "???"
     pool: str = "model"
     gem_p: float = pooling.GEM_P
+    learn_gem_p: bool = False
     dim: int = 0
     whiten: bool = False
     augment: Augment = field(default_factory=crops)
@@ -119,7 +125,7 @@ class LabelledMethod(BaseMethod):
             raise UserError("method.whiten=true needs a projection: set method.dim, e.g. method.dim=512")
         self.cfg = cfg
         self.encoder = backbone
-        self.head = EmbeddingHead(backbone, cfg.pool, cfg.gem_p, cfg.dim)
+        self.head = EmbeddingHead(backbone, cfg.pool, cfg.gem_p, cfg.dim, cfg.learn_gem_p)
 
     def views(self, image_size: int) -> list[View]:
         """Ask for one view."""
@@ -131,6 +137,10 @@ class LabelledMethod(BaseMethod):
             seen = next(batches)[0]
             rest = islice((views[0] for views in batches), max(0, WHITENED_ON // len(seen) - 1))
             self.head.whiten(self.encoder, (images for part in ([seen], rest) for images in part))
+
+    def lr_factors(self) -> dict[str, float]:
+        """Let a trained exponent move."""
+        return {"head.exponent": EXPONENT_LR}
 
     def embedding_head(self) -> EmbeddingHead:
         """Give the head, for the export and the monitor."""
@@ -178,7 +188,7 @@ class ClassesMethod(LabelledMethod):
 
     def lr_factors(self) -> dict[str, float]:
         """Give the classes' vectors their own rate."""
-        return {"criterion.": self.proxy_lr}
+        return super().lr_factors() | {"criterion.": self.proxy_lr}
 
 
 class PairsMethod(LabelledMethod):
