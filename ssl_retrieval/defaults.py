@@ -26,6 +26,7 @@ class Facts:
         transformer: Whether the network is a ViT.
         num_steps: Steps of the whole run; known once epochs are.
         num_classes: Classes in the training labels, for methods that get them.
+        own_labels: Whether the run makes its labels itself.
     """
 
     num_images: int = 50_000
@@ -35,6 +36,7 @@ class Facts:
     transformer: bool = False
     num_steps: int = 10_000
     num_classes: int = 10
+    own_labels: bool = False
 
     @property
     def epochs(self) -> float:

@@ -7,7 +7,7 @@ and gradients are averaged. With it `gather` and `SyncBatchNorm` give one proces
 import os
 import warnings
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_retrieval.errors import UserError
+
+Value = TypeVar("Value")
 
 
 def start(device: torch.device) -> torch.device:
@@ -73,11 +75,7 @@ def require_same(value: str, what: str) -> None:
     Raises:
         UserError: They do; named by ``what``.
     """
-    if world_size() == 1:
-        return
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    if len(set(found)) > 1:
+    if len(set(from_all(value))) > 1:
         raise UserError(f"the processes disagree on {what}: out must lie on a disk that all of them share")
 
 
@@ -95,13 +93,22 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(GatherLayer.apply(rows.contiguous()))
 
 
-def from_first(value: bool) -> bool:
-    """Let all processes know what the first one decided."""
+def from_first(value: Value) -> Value:
+    """Let all processes know what the first one decided or found; what the others give is not looked at."""
     if world_size() == 1:
         return value
     found = [value]
     dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def from_all(value: Value) -> list[Value]:
+    """Collect what every process has, in order of rank; tensors are best on the CPU."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 @torch.no_grad()

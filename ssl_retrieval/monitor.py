@@ -5,7 +5,6 @@ view of itself, as in copy detection; the views are the same for every method, s
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from ssl_retrieval.console import say
 from ssl_retrieval.data.tasks import answerable, require_positives, subsample
 from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.evaluation_mode import as_in_search
 from ssl_retrieval.images import report_skipped
 from ssl_retrieval.metrics_knn import knn_accuracy
 from ssl_retrieval.network_input import InputSpec
@@ -238,7 +238,7 @@ class Monitor:
             ``self_mAP`` and ``self_hit_rate@1``. In both cases ``std``, ``effective_rank``, ``alignment``
             and ``uniformity`` (see `collapse.Signals`). All are NaN when embeddings are not finite.
         """
-        with _left_as_it_was(encoder, self.device):
+        with as_in_search(encoder, self.device):
             queries = self._embed(encoder, head, self.probe.queries)
             gallery = self._embed(encoder, head, self.probe.gallery)
             if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
@@ -376,26 +376,3 @@ def _self_search(packed: Packed, limit: int, seed: int) -> _Probe:
         ignored=[np.empty(0, np.int64)] * len(numbers),
         partners=itself,
     )
-
-
-@contextmanager
-def _left_as_it_was(encoder: nn.Module, device: torch.device) -> Iterator[None]:
-    """Open a region in which a network is evaluated in fp32, and after which nothing has changed.
-
-    Not ``inference_mode``: a network that keeps a tensor for later calls, as some do, could then no longer
-    be trained with it.
-    """
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            torch.no_grad(),
-            # The search multiplies matrices too, wherever that is done.
-            torch.autocast(device.type, enabled=False),
-            torch.autocast("cpu", enabled=False),
-        ):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

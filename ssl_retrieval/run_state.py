@@ -8,6 +8,7 @@ from torch import nn
 
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.rounds import Round
 from ssl_retrieval.run_folder import STATE
 
 
@@ -21,6 +22,8 @@ class RunState:
         best: The monitor's best value and its step.
         monitor: What the monitor remembers.
         passes_since_best: Passes of the monitor since its best value.
+        round: What is learned from in this round, for methods that make that themselves.
+        round_number: Counted from 0.
     """
 
     def __init__(self, out: Path, images: str, job: str) -> None:
@@ -37,6 +40,8 @@ class RunState:
         self.best: tuple[float, int] | None = None
         self.monitor: dict[str, Any] = {}
         self.passes_since_best = 0
+        self.round: Round | None = None
+        self.round_number = -1
 
     def save(self, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Write everything atomically; what was there stays when the disk is full."""
@@ -50,6 +55,7 @@ class RunState:
             "best": self.best,
             "monitor": self.monitor,
             "passes_since_best": self.passes_since_best,
+            "round": self._round(),
             "images": self.images,
             "job": self.job,
         }
@@ -87,8 +93,20 @@ class RunState:
             # States of earlier versions knew no early end.
             self.passes_since_best = int(state.get("passes_since_best", 0))
             self.best = None if state["best"] is None else tuple(state["best"])
+            if state.get("round") is not None:
+                self._take_round(state["round"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{self.file} does not fit this run's settings: use another out") from error
+
+    def _round(self) -> dict[str, Any] | None:
+        if self.round is None:
+            return None
+        return {"number": self.round_number, "labels": self.round.labels, "tuples": self.round.tuples}
+
+    def _take_round(self, stored: dict[str, Any]) -> None:
+        labels, tuples = stored["labels"].cpu(), stored["tuples"]
+        self.round = Round(labels, None if tuples is None else tuples.cpu())
+        self.round_number = int(stored["number"])
 
     def _read(self, device: torch.device) -> dict[str, Any]:
         try:

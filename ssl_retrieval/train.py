@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -39,8 +40,9 @@ from ssl_retrieval.streaming import Stream
 from ssl_retrieval.train_batches import Batches
 from ssl_retrieval.train_config import ModelConfig as ModelConfig
 from ssl_retrieval.train_config import PretrainConfig as PretrainConfig
-from ssl_retrieval.train_config import check
+from ssl_retrieval.train_config import check, signal_of
 from ssl_retrieval.train_images import open_images, some_packed
+from ssl_retrieval.train_rounds import Rounds
 from ssl_retrieval.train_setup import build_backbone, require_classes, sampler_of, settle
 from ssl_retrieval.train_step import Stepper, forward, view_pixels
 
@@ -105,13 +107,20 @@ class _Run:
         self.method = method.to(device)
         self.input = InputSpec.from_dict(self.card.input)
         self.optimizer = optim.make(cfg.optimizer, method, cfg.batch_size, device.type)
-        self.sampler = sampler_of(cfg, len(source.paths), source.labels)
-        self.total = self.sampler.steps_per_epoch * given(cfg.epochs)
+        # A run that makes its own labels has none yet: its epochs are as long as all images are many.
+        sampler = sampler_of(cfg, len(source.paths), source.labels)
+        self.steps_per_epoch = sampler.steps_per_epoch
+        self.total = self.steps_per_epoch * given(cfg.epochs)
         self.state = RunState(out, source.key, f"{cfg.method.name} on {cfg.model.name}")
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
         views = self.method.views(cfg.model.image_size)
         made, self.where = feed.make(source, views, cfg.seed, device)
-        self.batches = Batches(cfg, made, self.sampler, share, labels)
+        self.batches = Batches(cfg, made, sampler, share, labels)
+        self.rounds = None
+        if signal_of(cfg).renewed:
+            self.rounds = Rounds(
+                cfg, self.method, self.optimizer, self.state, self.input, self.steps_per_epoch
+            )
         self.unseen: list[tuple[int, Tensor]] = []
         self.monitor = self._make_monitor()
 
@@ -141,11 +150,12 @@ class _Run:
                 self.method.begin(seen)
         if self.step:
             say(f"{self.out}: going on at step {self.step} of {self.total}")
+        self._enter_round()
         runtime = self._runtime()
         say(f"training images: {self.where} ({reason})")
         say(
             f"training on {len(self.source.paths)} images: {self.cfg.epochs} epochs of "
-            f"{self.sampler.steps_per_epoch} steps, batch {self.cfg.batch_size}, {runtime.precision} "
+            f"{self.steps_per_epoch} steps, batch {self.cfg.batch_size}, {runtime.precision} "
             f"{runtime.memory_format}, {self.device}"
             + (f", {runtime.compile} compiled" if runtime.compile != "none" else "")
             + (f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
@@ -155,43 +165,62 @@ class _Run:
         return file
 
     def _loop(self, runtime: precision.Runtime) -> None:
-        started, saved = time.monotonic() - self.state.seconds, time.monotonic()
+        started, self.saved = time.monotonic() - self.state.seconds, time.monotonic()
         stepper = Stepper(self.cfg, self.method, self.optimizer, self.scaler, runtime, self.device)
         log = RunLog(
             self.out,
             self.step,
             self.total,
-            self.sampler.steps_per_epoch,
+            self.steps_per_epoch,
             self.cfg.batch_size,
             writes=self.first,
         )
-        made = self.batches.of_steps(self.step, self.total, self._output(runtime))
-        with log, closing(made) as views:
+        with log:
             if self.step == 0:
                 self._watch(log)
             ended = False
             while self.step < self.total and not ended:
-                loss, logs = stepper.run(views, self.step, self.total)
-                self.state.step += 1
-                self.unseen.append((self.step, loss))
-                last = self.step == self.total
-                save = last or time.monotonic() - saved > self.cfg.save_every_s
-                writes = self.step % self.cfg.log_every == 0 or save or self.step == 1
-                # To read a number from a GPU is to wait for it: only where it is written down or said.
-                if writes or self.step % self.sampler.steps_per_epoch == 0 or self._reads_every_step():
-                    value = self._read_losses()
-                    log.advance(self.step, value)
-                if writes:
-                    values = {"loss": value, "lr": stepper.lr, "weight_decay": stepper.weight_decay}
-                    log.write(self.step, values | {name: float(found) for name, found in logs.items()})
-                self.state.seconds = time.monotonic() - started
-                self._watch(log)
-                ended = self._ends_early()
-                if save or ended:
-                    if self.first:
-                        self._save()
-                    saved = time.monotonic()
+                end = self._enter_round()
+                # Views are made ahead, and none may be made with the labels of another round.
+                with closing(self.batches.of_steps(self.step, end, self._output(runtime))) as views:
+                    while self.step < end and not ended:
+                        ended = self._take_step(stepper, views, log, started)
             distributed.barrier()
+
+    def _take_step(
+        self, stepper: Stepper, views: Iterator[list[Tensor]], log: RunLog, started: float
+    ) -> bool:
+        """Take a step, with all that is due after it; tell whether the run ends early."""
+        loss, logs = stepper.run(views, self.step, self.total)
+        self.state.step += 1
+        self.unseen.append((self.step, loss))
+        last = self.step == self.total
+        save = last or time.monotonic() - self.saved > self.cfg.save_every_s
+        writes = self.step % self.cfg.log_every == 0 or save or self.step == 1
+        # To read a number from a GPU is to wait for it: only where it is written down or said.
+        if writes or self.step % self.steps_per_epoch == 0 or self._reads_every_step():
+            value = self._read_losses()
+            log.advance(self.step, value)
+        if writes:
+            values = {"loss": value, "lr": stepper.lr, "weight_decay": stepper.weight_decay}
+            log.write(self.step, values | {name: float(found) for name, found in logs.items()})
+        self.state.seconds = time.monotonic() - started
+        self._watch(log)
+        ended = self._ends_early()
+        if save or ended:
+            if self.first:
+                self._save()
+            self.saved = time.monotonic()
+        return ended
+
+    def _enter_round(self) -> int:
+        """Begin a round if it is time to; give the step before which this must be asked again."""
+        if self.rounds is None:
+            return self.total
+        if self.unseen:
+            self._read_losses()
+        self.batches = self.rounds.of(self.batches)
+        return min(self.rounds.end(), self.total)
 
     def _ends_early(self) -> bool:
         patience = self.cfg.monitor.patience
@@ -273,7 +302,7 @@ class _Run:
         """Look at retrieval when it is time to, and keep the best weights."""
         monitor = self.monitor
         if monitor is None or not monitor.due(
-            self.step, self.sampler.steps_per_epoch, self.total, self.cfg.batch_size
+            self.step, self.steps_per_epoch, self.total, self.cfg.batch_size
         ):
             return
         self._require_finite()
@@ -332,7 +361,7 @@ class _Run:
             checkpoint.save(kept, card, file, self.method.embedding_head())
 
     def _not_finite(self, what: str, step: int) -> str:
-        paths = [self.source.paths[i] for i in self.sampler.batch(step - 1).tolist()]
+        paths = [self.source.paths[i] for i in self.batches.whole(step - 1).tolist()]
         if self.first:
             with atomic_path(self.out / "not_finite.json") as partial:
                 partial.write_text(json.dumps({"step": step, "batch": paths}, indent=1))

@@ -27,6 +27,7 @@ class Batches:
         sampler: Says which images make a step.
         share: Images of a process and part of a batch.
         labels: int64 [N]; None for methods that learn without.
+        begin: The step that the sampler counts from.
     """
 
     cfg: PretrainConfig
@@ -34,6 +35,7 @@ class Batches:
     sampler: AnySampler
     share: int
     labels: Tensor | None
+    begin: int = 0
 
     def of_steps(self, first: int, last: int, output: Output) -> Generator[list[Tensor], None, None]:
         """Make what this process needs for some steps: a list per part of a step's batch.
@@ -66,8 +68,12 @@ class Batches:
 
     def numbers(self, step: int, part: int = 0) -> Tensor:
         """Say which images this process takes in a part of a step."""
-        begin = (distributed.rank() * self.cfg.accumulate + part) * self.share
-        return self.sampler.batch(step)[begin : begin + self.share]
+        first = (distributed.rank() * self.cfg.accumulate + part) * self.share
+        return self.whole(step)[first : first + self.share]
+
+    def whole(self, step: int) -> Tensor:
+        """Say which images all processes together take in a step: int64 [batch_size]."""
+        return self.sampler.batch(step - self.begin)
 
     def _made(self, requests: Requests, output: Output) -> Generator[list[Tensor], None, None]:
         # The feed reads its requests ahead, so labels go through a second list of the same.

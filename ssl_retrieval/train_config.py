@@ -8,6 +8,7 @@ from ssl_retrieval.config import plugin
 from ssl_retrieval.data.base import one_of
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.monitor import MonitorConfig
+from ssl_retrieval.rounds import Signal
 
 
 @dataclass
@@ -53,6 +54,8 @@ class PretrainConfig:
         batch_size: Images per step, over all processes.
         images_per_class: Images of each class in a batch, for methods that learn from labels; 0 = batches
             are drawn from all images alike, None = as the method needs.
+        renew_every: Epochs between rounds, fractions allowed, for methods that make their own teaching signal
+            from what the network sees; None = as the method needs.
         accumulate: Parts into which a batch is cut, one after the other, when it does not fit in memory.
             Objectives that compare images of a batch see one part at a time.
         sync_batchnorm: In several processes, let batch normalisation see the whole batch.
@@ -81,6 +84,7 @@ class PretrainConfig:
     epochs: int | None = None
     batch_size: int = 256
     images_per_class: int | None = None
+    renew_every: float | None = None
     accumulate: int = 1
     sync_batchnorm: bool = True
     source: str = "auto"
@@ -128,18 +132,31 @@ def check(cfg: PretrainConfig) -> None:
     backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)
 
 
-def needs_labels(cfg: PretrainConfig) -> bool:
-    """Tell whether the method learns from labels."""
-    return bool(plugins.find("method", cfg.method.name).Method.needs_labels)
+def signal_of(cfg: PretrainConfig) -> Signal:
+    """Tell where the method's labels come from.
+
+    Raises:
+        UserError: The method's config says nothing that there is.
+    """
+    signal: Signal = plugins.find("method", cfg.method.name).Method.signal(cfg.method)
+    return signal
 
 
 def _check_labels(cfg: PretrainConfig) -> None:
-    count = cfg.images_per_class
+    signal, every, count = signal_of(cfg), cfg.renew_every, cfg.images_per_class
+    if every is not None:
+        if not signal.renewed:
+            raise UserError(
+                f"renew_every={every}: method.name={cfg.method.name} makes no labels of its own here: leave "
+                "it out"
+            )
+        if not 0 < every < float("inf"):
+            raise UserError(f"renew_every={every}: a positive number of epochs is needed, e.g. 1 or 0.5")
     if count is None or count == 0:
         return
     if count < 2:
         raise UserError(f"images_per_class={count}: must be at least 2, or 0 for plain batches")
-    if not needs_labels(cfg):
+    if not (signal.given or signal.renewed):
         raise UserError(
             f"images_per_class={count}: method.name={cfg.method.name} sees no labels: leave it out"
         )

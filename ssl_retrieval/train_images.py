@@ -13,7 +13,7 @@ from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import report_skipped
 from ssl_retrieval.packing import Packed, pack
 from ssl_retrieval.streaming import Stream
-from ssl_retrieval.train_config import PretrainConfig, needs_labels
+from ssl_retrieval.train_config import PretrainConfig, signal_of
 from ssl_retrieval.types import ImageSet, digest_of
 from ssl_retrieval.workers import own_cores
 
@@ -21,7 +21,7 @@ from ssl_retrieval.workers import own_cores
 def open_images(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
     """Pack the images, open a pack, or open a stream; and say why so.
 
-    They have labels, numbered from 0 without gaps, where the method learns from labels, and else none.
+    They have labels, numbered from 0 without gaps, where the method learns from given ones, and else none.
 
     Args:
         cfg: The run's config.
@@ -66,12 +66,12 @@ def _open(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
                 f"source='stream': data.name={cfg.data.name} holds no photos to stream: use source=auto, or "
                 "data.name=folder with the photos"
             )
-        if needs_labels(cfg):
+        if signal_of(cfg).given:
             raise _no_labels(cfg, "a pack holds none: give the photos themselves")
         packed: Packed = dataset.open_pack(cfg.data)
         return packed, f"packed beforehand at {packed.size} px"
     images: ImageSet = dataset.images(cfg.data)
-    if needs_labels(cfg):
+    if signal_of(cfg).given:
         images = _with_classes(images, cfg)
     else:
         images = dataclasses.replace(images, labels=None, class_names=())

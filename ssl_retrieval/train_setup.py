@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ssl_retrieval import backbones, checkpoint, defaults, distributed, optim, run_folder
@@ -13,11 +14,13 @@ from ssl_retrieval.defaults import Facts, given
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.multi_crop import SMALLEST_IMAGE
 from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.rounds import Round
 from ssl_retrieval.sampler import Sampler
-from ssl_retrieval.train_config import PretrainConfig
-from ssl_retrieval.types import IntArray
+from ssl_retrieval.train_config import PretrainConfig, signal_of
+from ssl_retrieval.tuple_sampler import TupleSampler
+from ssl_retrieval.types import Choices, IntArray
 
-AnySampler = Sampler | ClassBalancedSampler
+AnySampler = Sampler | ClassBalancedSampler | TupleSampler
 
 
 def _shows_several_sizes(cfg: PretrainConfig, module: Any) -> bool:
@@ -62,7 +65,7 @@ def build_backbone(cfg: PretrainConfig, module: Any) -> tuple[nn.Module, checkpo
         method=cfg.method.name,
         start=model.weights,
         seed=cfg.seed,
-        family=module.Method.family,
+        family=signal_of(cfg).family,
     )
 
 
@@ -80,18 +83,45 @@ def sampler_of(cfg: PretrainConfig, num_images: int, labels: IntArray | None) ->
     count = given(cfg.images_per_class)
     if labels is None or count == 0:
         return Sampler(num_images, cfg.batch_size, cfg.seed)
-    share = distributed.share_of(cfg.batch_size, cfg.accumulate)
-    if share % count:
-        raise UserError(
-            f"images_per_class={count}: the {share} images of a process and part of a batch are no multiple "
-            "of it: change batch_size or accumulate"
-        )
+    _require_whole(cfg, count, f"images_per_class={count}")
     sampler = ClassBalancedSampler(labels, cfg.batch_size, count, cfg.seed)
     say(
         f"batches of {sampler.classes_per_batch} classes, {count} images of each"
         + (f"; {sampler.num_left_out} classes have fewer and are left out" if sampler.num_left_out else "")
     )
     return sampler
+
+
+def sampler_of_round(cfg: PretrainConfig, found: Round, number: int) -> AnySampler:
+    """Say which images make a step of a round, counted from the round's first step.
+
+    Args:
+        cfg: The run's settled config.
+        found: What the round is learned from.
+        number: Of the round: each is shuffled anew.
+
+    Raises:
+        UserError: A batch cannot be made.
+    """
+    seed = int(np.random.SeedSequence([cfg.seed % 2**64, number]).generate_state(1)[0])
+    if found.tuples is None:
+        return sampler_of(dataclasses.replace(cfg, seed=seed), len(found.labels), found.labels.numpy())
+    _require_whole(cfg, found.tuples.shape[1], f"tuples of {found.tuples.shape[1]} images")
+    return TupleSampler(found.tuples, cfg.batch_size, seed)
+
+
+def _require_whole(cfg: PretrainConfig, count: int, what: str) -> None:
+    """Insist that images that belong together stay together.
+
+    Raises:
+        UserError: A process and part of a batch would cut them apart.
+    """
+    share = distributed.share_of(cfg.batch_size, cfg.accumulate)
+    if share % count:
+        raise UserError(
+            f"{what}: the {share} images of a process and part of a batch are no multiple "
+            f"of {count}: change batch_size or accumulate"
+        )
 
 
 def require_classes(cfg: PretrainConfig, num_classes: int) -> None:
@@ -135,6 +165,7 @@ def settle(
         pretrained=cfg.model.weights != "random",
         transformer=backbones.patch_size(backbone) > 1,
         num_classes=num_classes,
+        own_labels=signal_of(cfg).renewed,
     )
     common = defaults.common(facts)
     if facts.pretrained and (cfg.optimizer.name == "lars" or (cfg.epochs or 0) > 3 * common["epochs"][0]):
@@ -145,7 +176,10 @@ def settle(
     cfg, used = defaults.fill(cfg, common)
     steps = given(cfg.epochs) * (num_images // cfg.batch_size)
     facts = dataclasses.replace(facts, num_steps=max(1, steps))
-    recipe = {"images_per_class": (0, "")} | module.defaults(facts)
+    usual: Choices = {"images_per_class": (0, "")}
+    if facts.own_labels:
+        usual["renew_every"] = (1.0, "once per epoch")
+    recipe = usual | module.defaults(facts)
     cfg, more = defaults.fill(cfg, recipe | optim.choices(cfg.optimizer, recipe, facts))
     used |= more
     for key, (value, reason) in used.items():

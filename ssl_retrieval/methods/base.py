@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from ssl_retrieval import backbones, ema
 from ssl_retrieval.augment import Noise, View
 from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
+from ssl_retrieval.rounds import Round, Seen, Signal
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,8 @@ class BaseMethod(nn.Module):
         kept: Which of `networks` is exported unless the config says otherwise.
         fixed_lr: Prefixes of parameter names whose learning rate stays at its peak.
         advice: What to try when embeddings collapse, in words.
-        needs_labels: Whether `step` gets the images' labels, int64 [B], behind the views. The labels of
-            data are taken away before anything of a method without this can see them.
-        family: What its networks are called in tables.
+        needs_labels: Whether `step` gets labels, int64 [B], behind the views; whose, `signal` says.
+        family: What its networks are called in tables, unless `signal` says otherwise.
     """
 
     encoder: nn.Module
@@ -47,6 +48,17 @@ class BaseMethod(nn.Module):
     family: str = "self-supervised"
     fixed_lr: tuple[str, ...] = ()
     advice: str = "a lower optimizer.lr or a larger batch_size"
+
+    @classmethod
+    def signal(cls, cfg: Any) -> Signal:
+        """Say where labels come from: by default from the data, for a method that needs some.
+
+        The labels of data are taken away before anything of a method without ``given`` can see them.
+
+        Args:
+            cfg: The method's config.
+        """
+        return Signal(given=cls.needs_labels, renewed=False, family=cls.family)
 
     def views(self, image_size: int) -> Sequence[View | Noise]:
         """Say which views of a batch the objective needs."""
@@ -68,6 +80,31 @@ class BaseMethod(nn.Module):
         Args:
             batches: What `step` would get, of images in the order of the first pass; made as it is taken.
         """
+
+    def renew(self, seen: Seen) -> Round:
+        """Make what is learned from until the next round; for methods whose `signal` is renewed.
+
+        It is asked for before the first step and after every ``renew_every`` epochs, in the first of several
+        processes alone, and changes nothing of the method. The same ``seen`` must give the same round.
+
+        Args:
+            seen: What the network makes of the training images.
+
+        Raises:
+            UserError: The images do not allow for it.
+        """
+        raise NotImplementedError
+
+    def begin_round(self, found: Round) -> list[nn.Parameter]:
+        """Take up a new round in every process: forget what belongs to the old one.
+
+        Args:
+            found: From `renew`.
+
+        Returns:
+            Parameters that were made anew, for which the optimizer begins anew too; by default none.
+        """
+        return []
 
     def embedding_head(self) -> EmbeddingHead | None:
         """Give what turns the encoder's map into the vector to search with; None = the encoder's own pooling.
