@@ -54,3 +54,7 @@ class CrossBatchMemory(nn.Module):
         self.vectors[places] = vectors.detach()
         self.labels[places] = labels
         self.num_added += len(vectors)
+
+    def clear(self) -> None:
+        """Begin empty again."""
+        self.num_added.zero_()

@@ -17,11 +17,11 @@ from ssl_retrieval.evaluation_mode import as_in_search
 from ssl_retrieval.feed import Feed
 from ssl_retrieval.methods.base import BaseMethod
 from ssl_retrieval.network_input import InputSpec
-from ssl_retrieval.rounds import Seen
+from ssl_retrieval.rounds import Round, Seen
 from ssl_retrieval.run_state import RunState
 from ssl_retrieval.train_batches import Batches
 from ssl_retrieval.train_config import PretrainConfig
-from ssl_retrieval.train_setup import sampler_of_round
+from ssl_retrieval.train_setup import AnySampler, sampler_of_round
 from ssl_retrieval.types import VectorArray
 
 CHUNK = 128
@@ -68,16 +68,16 @@ class Rounds:
         """
         number = self.state.step // self.steps
         if number != self.state.round_number:
-            self._begin(number, batches.feed)
-        elif batches.labels is not None:
+            return self._begin(number, batches)
+        if batches.labels is not None:
             return batches
         found = self.state.round
         assert found is not None
-        sampler = sampler_of_round(self.cfg, found, number)
-        return dataclasses.replace(batches, sampler=sampler, labels=found.labels, begin=number * self.steps)
+        return self._batches(batches, found, sampler_of_round(self.cfg, found, number))
 
-    def _begin(self, number: int, feed: Feed) -> None:
-        vectors, last = embed_all(self.method, feed, self.spec), self.state.round
+    def _begin(self, number: int, batches: Batches) -> Batches:
+        vectors, last = embed_all(self.method, batches.feed, self.spec), self.state.round
+        say(f"step {self.state.step}: round {number}")
         found = None
         if distributed.rank() == 0:
             if not np.isfinite(vectors).all():
@@ -85,13 +85,27 @@ class Rounds:
                     f"embeddings are not finite (NaN or infinity) at step {self.state.step}: try a lower "
                     "optimizer.lr, optimizer.clip or precision=fp32"
                 )
-            say(f"step {self.state.step}: round {number}")
-            found = self.method.renew(Seen(vectors, feed.source.paths, self.cfg.seed, last))
+            found = self.method.renew(Seen(vectors, batches.feed.source.paths, self.cfg.seed, last))
         found = distributed.from_first(found)
         assert found is not None
+        try:
+            sampler = sampler_of_round(self.cfg, found, number)
+        except UserError as error:
+            if last is None:
+                raise
+            # To lose a night's run for one poor round would help nobody.
+            say(f"  {error}. What the last round found stays")
+            self.state.round_number = number
+            return self._batches(batches, last, sampler_of_round(self.cfg, last, number))
         for parameter in self.method.begin_round(found):
             self.optimizer.state.pop(parameter, None)
-        self.state.round, self.state.round_number = dataclasses.replace(found, centres=None), number
+        found = dataclasses.replace(found, centres=None)
+        self.state.round, self.state.round_number = found, number
+        return self._batches(batches, found, sampler)
+
+    def _batches(self, batches: Batches, found: Round, sampler: AnySampler) -> Batches:
+        begin = self.state.round_number * self.steps
+        return dataclasses.replace(batches, sampler=sampler, labels=found.labels, begin=begin)
 
 
 def embed_all(method: BaseMethod, feed: Feed, spec: InputSpec) -> VectorArray:

@@ -133,6 +133,7 @@ LAYERS = {
     "view_plan": 1,
     "network_input": 1,
     "pooling": 1,
+    "pseudo_labels": 1,
     "atomic": 0,
     "console": 0,
     "distributed": 0,

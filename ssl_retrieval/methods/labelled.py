@@ -1,27 +1,36 @@
 """What all methods that learn from labels share: one view, an embedding head, a loss of vectors and labels.
 
+Labels are those of the data, or clusters of the network's own vectors, found anew every now and then.
+
 Losses and miners are pytorch-metric-learning's (Musgrave, Belongie, Lim, arXiv 2008.09164) where it has them.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from ssl_retrieval import distributed, pooling
+from ssl_retrieval import distributed, pooling, pseudo_labels
 from ssl_retrieval.augment import Augment, View
+from ssl_retrieval.console import say
 from ssl_retrieval.cross_batch_memory import CrossBatchMemory
+from ssl_retrieval.data.base import one_of
 from ssl_retrieval.defaults import Facts, gentle, given
 from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.methods.base import BaseMethod, StepOutput
+from ssl_retrieval.rounds import Round, Seen, Signal
 from ssl_retrieval.types import Choices
 
 WHITENED_ON = 4096
 """Training images that the projection's whitening is computed from, at most."""
+
+SPREAD = 0.3
+"""How far the vectors of one class begin apart, for objectives that have several."""
 
 
 EXPONENT_LR = 10.0
@@ -43,6 +52,9 @@ class LabelledConfig:
         learn_gem_p: Train the exponent, at ten times the learning rate, as cnnimageretrieval does.
         dim: Dimension of a learned projection; 0 = the pooled vector itself is trained and searched with.
         whiten: Let the projection begin as the PCA whitening of the training images.
+        labels: ``given``: those of the data; ``clusters``: the run makes its own (see `pseudo_labels`), and
+            sees no others.
+        clusters: How many; None = a tenth of the images.
         augment: How the view is made.
     """
 
@@ -52,6 +64,8 @@ class LabelledConfig:
     learn_gem_p: bool = False
     dim: int = 0
     whiten: bool = False
+    labels: str = "given"
+    clusters: int | None = None
     augment: Augment = field(default_factory=crops)
 
 
@@ -84,13 +98,25 @@ class PairsConfig(LabelledConfig):
 
 
 def class_defaults(facts: Facts) -> Choices:
-    """Choose what classification-based objectives leave open; plain batches will do."""
+    """Choose what classification-based objectives leave open; with given labels plain batches will do."""
+    if facts.own_labels:
+        # Or little more than the few largest clusters would be learned (section 3.3 of the paper).
+        balanced = (2, "each cluster as often as any other, as in DeepCluster")
+        return _optimizer(facts) | _clusters(facts) | {"images_per_class": balanced}
     return _optimizer(facts) | {"method.num_classes": (facts.num_classes, "as many as the labels name")}
 
 
 def pair_defaults(facts: Facts) -> Choices:
     """Choose what verification-based objectives leave open: in a batch each class needs its pairs."""
-    return _optimizer(facts) | {"images_per_class": (4, "pairs of a class must meet in a batch")}
+    own = _clusters(facts) if facts.own_labels else {}
+    return _optimizer(facts) | own | {"images_per_class": (4, "pairs of a class must meet in a batch")}
+
+
+def _clusters(facts: Facts) -> Choices:
+    return {
+        "method.clusters": (pseudo_labels.clusters_for(facts.num_images), "ten images in each on average"),
+        "renew_every": (1.0, "once per epoch, as DeepCluster"),
+    }
 
 
 def _optimizer(facts: Facts) -> Choices:
@@ -121,11 +147,31 @@ class LabelledMethod(BaseMethod):
         """
         super().__init__()
         cfg.augment.check()
+        if cfg.clusters is not None and (cfg.labels == "given" or cfg.clusters < 2):
+            raise UserError(
+                f"method.clusters={cfg.clusters}: at least 2, together with method.labels=clusters"
+            )
         if cfg.whiten and not cfg.dim:
             raise UserError("method.whiten=true needs a projection: set method.dim, e.g. method.dim=512")
         self.cfg = cfg
         self.encoder = backbone
         self.head = EmbeddingHead(backbone, cfg.pool, cfg.gem_p, cfg.dim, cfg.learn_gem_p)
+
+    @classmethod
+    def signal(cls, cfg: Any) -> Signal:
+        """Say whose labels are learned from."""
+        one_of("method.labels", cfg.labels, ("given", "clusters"))
+        if cfg.labels == "given":
+            return Signal(given=True, renewed=False, family=cls.family)
+        return Signal(given=False, renewed=True, family=BaseMethod.family)
+
+    def renew(self, seen: Seen) -> Round:
+        """Cluster the vectors."""
+        labels = pseudo_labels.cluster(seen.vectors, given(self.cfg.clusters), seen.seed)
+        before = None if seen.last is None else seen.last.labels.numpy()
+        say(f"  {pseudo_labels.describe(labels, before)}")
+        centres = torch.from_numpy(pseudo_labels.centres(seen.vectors, labels))
+        return Round(torch.from_numpy(labels), centres=centres)
 
     def views(self, image_size: int) -> list[View]:
         """Ask for one view."""
@@ -179,12 +225,35 @@ class ClassesMethod(LabelledMethod):
             backbone: A network from `backbones.make`.
         """
         super().__init__(cfg, backbone)
-        self.num_classes = given(cfg.num_classes)
+        if cfg.labels == "clusters" and cfg.num_classes is not None:
+            raise UserError(
+                f"method.num_classes={cfg.num_classes}: with method.labels=clusters, method.clusters says "
+                "how many: leave num_classes out"
+            )
+        self.num_classes = given(cfg.num_classes if cfg.labels == "given" else cfg.clusters)
         if self.num_classes < 2:
             raise UserError(f"method.num_classes={self.num_classes}: at least 2 are needed")
         if cfg.proxy_lr <= 0:
             raise UserError(f"method.proxy_lr={cfg.proxy_lr}: must be positive")
         self.proxy_lr = cfg.proxy_lr
+
+    @torch.no_grad()
+    def begin_round(self, found: Round) -> list[nn.Parameter]:
+        """Put each class's vectors at the centre of its new cluster; they stay as long as they were."""
+        assert found.centres is not None
+        for name, values in self.criterion.named_parameters():
+            if name == "bias":
+                values.zero_()
+                continue
+            # pytorch-metric-learning keeps the classes of some losses in columns, called W.
+            rows = values.T if name == "W" else values
+            centres = found.centres.repeat_interleave(len(rows) // len(found.centres), dim=0)
+            if len(rows) > len(found.centres):
+                # Vectors of one class that began alike would stay alike.
+                noise = torch.randn(centres.shape, generator=torch.Generator().manual_seed(0))
+                centres = nnf.normalize(centres + SPREAD * nnf.normalize(noise, dim=1), dim=1)
+            rows.copy_(centres.to(values) * rows.norm(dim=1).mean())
+        return list(self.criterion.parameters())
 
     def lr_factors(self) -> dict[str, float]:
         """Give the classes' vectors their own rate."""
@@ -216,6 +285,12 @@ class PairsMethod(LabelledMethod):
         self.miner = None
         self.memory = CrossBatchMemory(cfg.memory, self.head.dim) if cfg.memory else None
         self.memory_start = cfg.memory_start
+
+    def begin_round(self, found: Round) -> list[nn.Parameter]:
+        """Forget earlier vectors: their labels mean something else now."""
+        if self.memory is not None:
+            self.memory.clear()
+        return []
 
     def loss(self, vectors: Tensor, labels: Tensor, progress: float) -> Tensor:
         """Compare vectors: float [B, D], int64 [B] -> a scalar."""
