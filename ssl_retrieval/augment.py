@@ -366,7 +366,9 @@ def _blur(views: Tensor, plan: Plan, compiled: bool) -> Tensor:
 def _move(pixels: Tensor, plan: Plan) -> Tensor:
     """Move those whose turn it is, uint8 [B, 3, S, S]; in place."""
     chosen = plan.moved.nonzero()[:, 0]
-    pixels[chosen] = _moved(pixels[chosen], plan, chosen)
+    # grid_sample refuses zero images, and in a small batch it may be that nobody is chosen.
+    if len(chosen):
+        pixels[chosen] = _moved(pixels[chosen], plan, chosen)
     return pixels
 
 

@@ -334,3 +334,8 @@ def test_views_of_crops_cut_elsewhere_are_the_same() -> None:
     expected = make_views(images, views, **arguments)
     for got, wanted in zip(finish_views(crops, views, **arguments), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+
+
+def test_a_batch_of_which_no_image_is_moved_is_left_as_it_is() -> None:
+    images = pictures(2)
+    assert torch.equal(view_of(images, replace(PLAIN, affine=1e-9)), view_of(images, PLAIN))
