@@ -1,6 +1,7 @@
 """From a network's map to the vector that is searched with: a pooling, perhaps a learned projection."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from ssl_retrieval.errors import UserError
 from ssl_retrieval.whitening import Pca
 
 POOLS = ("model", "avg", "gem", "rmac", "cls")
+
+WHITENED_ON = 4096
+"""Training images that the projection's whitening is computed from, at most."""
 
 
 class EmbeddingHead(nn.Module):
@@ -97,6 +101,17 @@ class EmbeddingHead(nn.Module):
     def project(self, pooled: Tensor) -> Tensor:
         """Apply the projection, if there is one, to vectors of length 1: float [B, C] -> [B, dim]."""
         return pooled if self.projection is None else self.projection(nnf.normalize(pooled, dim=1))
+
+    def whiten_on_views(self, encoder: nn.Module, batches: Iterator[list[Tensor]]) -> None:
+        """Do as `whiten` with the first view of each batch that a training step would get.
+
+        Args:
+            encoder: The network.
+            batches: As for `BaseMethod.begin`; the first `WHITENED_ON` images are looked at.
+        """
+        seen = next(batches)[0]
+        rest = islice((views[0] for views in batches), max(0, WHITENED_ON // len(seen) - 1))
+        self.whiten(encoder, (images for part in ([seen], rest) for images in part))
 
     @torch.no_grad()
     def whiten(self, encoder: nn.Module, batches: Iterable[Tensor]) -> None:

@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lejepa": {"local_crops": 2},
     "moco_v2": {"queue_length": 24, "momentum": 0.5},
     "moco_v3": {"momentum": 0.5},
+    "sscd": {"dim": 16},
     "swav": {"local_crops": 2, "num_prototypes": 32, "queue_length": 8, "queue_start": 0.0},
     "vicreg": {"output_dim": 64},
     "visreg": {"local_crops": 2, "num_slices": 256},

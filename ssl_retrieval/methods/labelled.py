@@ -7,7 +7,6 @@ Losses and miners are pytorch-metric-learning's (Musgrave, Belongie, Lim, arXiv 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -26,12 +25,8 @@ from ssl_retrieval.methods.base import BaseMethod, StepOutput
 from ssl_retrieval.rounds import Round, Seen, Signal
 from ssl_retrieval.types import Choices
 
-WHITENED_ON = 4096
-"""Training images that the projection's whitening is computed from, at most."""
-
 SPREAD = 0.3
 """How far the vectors of one class begin apart, for objectives that have several."""
-
 
 EXPONENT_LR = 10.0
 """Factor on the learning rate of a trained exponent of GeM, as in cnnimageretrieval."""
@@ -180,9 +175,7 @@ class LabelledMethod(BaseMethod):
     def begin(self, batches: Iterator[list[Tensor]]) -> None:
         """Whiten, if the config says so."""
         if self.cfg.whiten:
-            seen = next(batches)[0]
-            rest = islice((views[0] for views in batches), max(0, WHITENED_ON // len(seen) - 1))
-            self.head.whiten(self.encoder, (images for part in ([seen], rest) for images in part))
+            self.head.whiten_on_views(self.encoder, batches)
 
     def lr_factors(self) -> dict[str, float]:
         """Let a trained exponent move."""
