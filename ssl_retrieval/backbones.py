@@ -1,5 +1,6 @@
 """Networks by timm name: weights from several sources, small stems, and where their features are."""
 
+import copy
 import difflib
 import hashlib
 from functools import cache
@@ -202,6 +203,14 @@ def patch_size(model: nn.Module) -> int:
     embed = getattr(model, "patch_embed", None)
     ratio: Any = embed.feat_ratio() if isinstance(embed, PatchEmbed | HybridEmbed) else 1
     return int(ratio)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a network; the copy is not compiled, even if the network is."""
+    twin = copy.deepcopy(model)
+    # What was compiled computes with the weights of the network that it was compiled for.
+    vars(twin).pop("forward_features", None)
+    return twin
 
 
 def weights_digest(module: nn.Module) -> str:

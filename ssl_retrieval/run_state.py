@@ -24,6 +24,7 @@ class RunState:
         passes_since_best: Passes of the monitor since its best value.
         round: What is learned from in this round, for methods that make that themselves.
         round_number: Counted from 0.
+        start: Digest of the weights that anchors hold on to; empty = there are none.
     """
 
     def __init__(self, out: Path, images: str, job: str) -> None:
@@ -42,6 +43,7 @@ class RunState:
         self.passes_since_best = 0
         self.round: Round | None = None
         self.round_number = -1
+        self.start = ""
 
     def save(self, method: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Write everything atomically; what was there stays when the disk is full."""
@@ -58,6 +60,7 @@ class RunState:
             "round": self._round(),
             "images": self.images,
             "job": self.job,
+            "start": self.start,
         }
         with atomic_path(self.file) as partial:
             torch.save(state, partial)
@@ -83,6 +86,12 @@ class RunState:
             raise UserError(
                 f"{self.file.parent}: the run began with other images than those found now: "
                 "use another out, or bring the old images back"
+            )
+        # The start is read anew from where it came; states of earlier versions knew none.
+        if state.get("start", "") != self.start:
+            raise UserError(
+                f"{self.file.parent}: model.weights are no longer those that the run began with: bring them "
+                "back, or use another out"
             )
         try:
             method.load_state_dict(state["method"])

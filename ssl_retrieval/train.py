@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_retrieval import (
+    adapters,
     checkpoint,
     collapse,
     compiling,
@@ -43,8 +44,9 @@ from ssl_retrieval.train_config import PretrainConfig as PretrainConfig
 from ssl_retrieval.train_config import check, signal_of
 from ssl_retrieval.train_images import open_images, some_packed
 from ssl_retrieval.train_rounds import Rounds
-from ssl_retrieval.train_setup import build_backbone, require_classes, sampler_of, settle
+from ssl_retrieval.train_setup import anchored_start, build_backbone, require_classes, sampler_of, settle
 from ssl_retrieval.train_step import Stepper, forward, view_pixels
+from ssl_retrieval.weight_interpolation import interpolated
 
 TRIAL_IMAGES = 64
 """Images per step while precision and layout are chosen: enough to tell, and soon done."""
@@ -95,6 +97,8 @@ class _Run:
         self.first = distributed.rank() == 0
         module = plugins.find("method", cfg.method.name)
         backbone, self.card = build_backbone(cfg, module)
+        start, self.card = anchored_start(cfg, backbone, self.card)
+        adapters.add(backbone, cfg.model.adapter, cfg.model.adapter_rank, cfg.seed)
         labels = None if source.labels is None else torch.from_numpy(source.labels)
         num_classes = 0 if labels is None else int(labels.max()) + 1
         self.cfg = cfg = settle(cfg, module, len(source.paths), backbone, out, num_classes)
@@ -105,6 +109,7 @@ class _Run:
         if cfg.sync_batchnorm:
             distributed.synchronise_batchnorm(method, device)
         self.method = method.to(device)
+        self.start = None if start is None else start.to(device)
         self.input = InputSpec.from_dict(self.card.input)
         self.optimizer = optim.make(cfg.optimizer, method, cfg.batch_size, device.type)
         # A run that makes its own labels has none yet: its epochs are as long as all images are many.
@@ -112,6 +117,7 @@ class _Run:
         self.steps_per_epoch = sampler.steps_per_epoch
         self.total = self.steps_per_epoch * given(cfg.epochs)
         self.state = RunState(out, source.key, f"{cfg.method.name} on {cfg.model.name}")
+        self.state.start = self.card.extra.get("start_digest", "")
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
         views = self.method.views(cfg.model.image_size)
         made, self.where = feed.make(source, views, cfg.seed, device)
@@ -166,7 +172,9 @@ class _Run:
 
     def _loop(self, runtime: precision.Runtime) -> None:
         started, self.saved = time.monotonic() - self.state.seconds, time.monotonic()
-        stepper = Stepper(self.cfg, self.method, self.optimizer, self.scaler, runtime, self.device)
+        stepper = Stepper(
+            self.cfg, self.method, self.optimizer, self.scaler, runtime, self.device, self.start
+        )
         log = RunLog(
             self.out,
             self.step,
@@ -306,9 +314,7 @@ class _Run:
         ):
             return
         self._require_finite()
-        result = monitor.check(
-            self.method.networks()[self.method.kept], self.step, self.method.embedding_head()
-        )
+        result = monitor.check(self._kept(), self.step, self.method.embedding_head())
         log.watch(self.step, result.values, monitor.key)
         if result.warning:
             say(f"step {self.step}: {result.warning}")
@@ -357,8 +363,13 @@ class _Run:
             data=self.source.key,
         )
         with run_folder.writing(self.out):
-            kept = self.method.networks()[self.method.kept]
-            checkpoint.save(kept, card, file, self.method.embedding_head())
+            checkpoint.save(self._kept(), card, file, self.method.embedding_head())
+
+    def _kept(self) -> nn.Module:
+        """Give the network that is watched and exported: plain, and as near to the start as asked for."""
+        trained = adapters.merged(self.method.networks()[self.method.kept])
+        share = self.cfg.anchor.interpolate
+        return trained if self.start is None or share == 1 else interpolated(self.start, trained, share)
 
     def _not_finite(self, what: str, step: int) -> str:
         paths = [self.source.paths[i] for i in self.batches.whole(step - 1).tolist()]

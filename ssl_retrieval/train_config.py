@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_retrieval import backbones, compiling, config, image_source, optim, plugins, precision
+from ssl_retrieval import adapters, backbones, compiling, config, image_source, optim, plugins, precision
+from ssl_retrieval.anchor import AnchorConfig
 from ssl_retrieval.config import plugin
 from ssl_retrieval.data.base import one_of
 from ssl_retrieval.errors import UserError
@@ -25,6 +26,8 @@ class ModelConfig:
         drop_path: Stochastic depth of the student.
         freeze: Stages (after the stem) that keep their weights.
         batchnorm: ``train``, or ``eval`` to keep all running statistics.
+        adapter: ``none``, or ``lora``: small matrices are trained in place of weights (see `adapters.add`).
+        adapter_rank: Their rank.
     """
 
     name: str = "???"
@@ -35,6 +38,8 @@ class ModelConfig:
     drop_path: float = 0.0
     freeze: int = 0
     batchnorm: str = "train"
+    adapter: str = "none"
+    adapter_rank: int = 8
 
 
 @dataclass
@@ -50,6 +55,7 @@ class PretrainConfig:
         model: The network.
         method: The objective.
         optimizer: How weights are updated; what is left open follows the method's recipe.
+        anchor: What holds the network to its learned start.
         epochs: Passes over the images; None = by their number.
         batch_size: Images per step, over all processes.
         images_per_class: Images of each class in a batch, for methods that learn from labels; 0 = batches
@@ -81,6 +87,7 @@ class PretrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     method: Any = plugin("method")
     optimizer: optim.OptimizerConfig = field(default_factory=optim.OptimizerConfig)
+    anchor: AnchorConfig = field(default_factory=AnchorConfig)
     epochs: int | None = None
     batch_size: int = 256
     images_per_class: int | None = None
@@ -128,6 +135,8 @@ def check(cfg: PretrainConfig) -> None:
     if cfg.model.batchnorm not in ("train", "eval"):
         raise UserError(f"model.batchnorm={cfg.model.batchnorm!r}: one of train, eval")
     model = cfg.model
+    adapters.check(model.adapter, model.adapter_rank)
+    cfg.anchor.check(model.weights, model.adapter)
     backbones.choose_stem(model.stem, model.image_size, model.name, model.weights)
     backbones.choose_patch(model.patch_size, model.image_size, model.name, model.weights)
 

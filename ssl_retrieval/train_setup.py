@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ssl_retrieval import backbones, checkpoint, defaults, distributed, optim, run_folder
+from ssl_retrieval import backbones, checkpoint, defaults, distributed, ema, optim, run_folder
 from ssl_retrieval.class_balanced import ClassBalancedSampler
 from ssl_retrieval.console import say
 from ssl_retrieval.defaults import Facts, given
@@ -67,6 +67,37 @@ def build_backbone(cfg: PretrainConfig, module: Any) -> tuple[nn.Module, checkpo
         seed=cfg.seed,
         family=signal_of(cfg).family,
     )
+
+
+def anchored_start(
+    cfg: PretrainConfig, backbone: nn.Module, card: checkpoint.Card
+) -> tuple[nn.Module | None, checkpoint.Card]:
+    """Copy the network that anchors hold on to, and note on the card which one it was.
+
+    It is built anew whenever a run goes on, and never stored.
+
+    Args:
+        cfg: The run's config.
+        backbone: The network before training, without adapters.
+        card: Its card.
+
+    Returns:
+        The frozen copy, None where there is no anchor; and the card.
+
+    Raises:
+        UserError: Weights are to be interpolated with a start that has no projection to interpolate.
+    """
+    share = cfg.anchor.interpolate
+    if not cfg.anchor.is_on:
+        return None, card
+    if share < 1 and getattr(cfg.method, "dim", None):
+        raise UserError(
+            f"anchor.interpolate={share}: method.dim={cfg.method.dim} adds a projection that the start "
+            "lacks: set method.dim=0, or anchor.interpolate=1"
+        )
+    start = ema.copy_of(backbone).eval()
+    noted = {"start_digest": backbones.weights_digest(start)} | ({"interpolate": share} if share < 1 else {})
+    return start, dataclasses.replace(card, extra=card.extra | noted)
 
 
 def sampler_of(cfg: PretrainConfig, num_images: int, labels: IntArray | None) -> AnySampler:

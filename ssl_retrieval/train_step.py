@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_retrieval import compiling, distributed, optim
+from ssl_retrieval.anchor import Anchored
 from ssl_retrieval.augment import View
 from ssl_retrieval.defaults import given
 from ssl_retrieval.methods.base import BaseMethod
@@ -31,6 +32,7 @@ class Stepper:
         scaler: torch.amp.GradScaler,
         runtime: Runtime,
         device: torch.device,
+        start: nn.Module | None = None,
     ) -> None:
         """Lay out the weights, compile what is to be compiled, join the processes.
 
@@ -41,15 +43,21 @@ class Stepper:
             scaler: For fp16.
             runtime: Precision, layout and compilation.
             device: Where the method is.
+            start: The network that training began with, for the anchors; None = there are none.
         """
         self.cfg, self.method, self.optimizer, self.scaler = cfg, method, optimizer, scaler
         self.runtime, self.device = runtime, device
         self.lr = self.weight_decay = 0.0
-        runtime.place(method)
+        module: nn.Module = method
+        networks = list(method.networks().values())
+        if start is not None and cfg.anchor.has_loss:
+            module = Anchored(method, start, cfg.anchor, cfg.model.image_size)
+            networks.append(start)
+        runtime.place(module)
         if runtime.compile in ("all", "graphs"):
-            for network in method.networks().values():
+            for network in networks:
                 compile_network(network, graphs=runtime.compile == "graphs")
-        self.module = method if distributed.world_size() == 1 else distributed.parallel(method)
+        self.module = module if distributed.world_size() == 1 else distributed.parallel(module)
 
     def run(self, views: Iterator[list[Tensor]], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Take one step.
@@ -99,7 +107,7 @@ def forward(
     """Compute a loss as training does.
 
     Args:
-        module: The method, or what several processes have wrapped around it.
+        module: The method, or what anchors and several processes have wrapped around it.
         method: The method.
         views: Of a batch.
         cfg: The run's config.
