@@ -54,8 +54,8 @@ class ClassBalancedSampler:
             advice = f"lower batch_size to {most}" if most else "lower images_per_class"
             raise UserError(
                 f"batch_size={batch_size} with images_per_class={images_per_class} needs "
-                f"{self.classes_per_batch} classes of at least {images_per_class} images, and the training "
-                f"labels have {len(self.members)}: {advice}, or set images_per_class=0 for plain batches"
+                f"{self.classes_per_batch} classes of at least {images_per_class} images, and there are "
+                f"{len(self.members)}: {advice}, or set images_per_class=0 for plain batches"
             )
         self.steps_per_epoch = max(1, sum(map(len, self.members)) // batch_size)
         self._rounds = len(self.members) // self.classes_per_batch
