@@ -25,7 +25,7 @@ def test_a_batch_has_so_many_images_of_so_many_classes(
     large = [size for size in sizes if size >= count]
     labels = labels_of(sizes)
     if len(large) < classes:
-        with pytest.raises(UserError, match=f"the training labels have {len(large)}"):
+        with pytest.raises(UserError, match=f"there are {len(large)}"):
             ClassBalancedSampler(labels, classes * count, count, seed)
         return
     sampler = ClassBalancedSampler(labels, classes * count, count, seed)
@@ -71,11 +71,11 @@ def test_any_step_can_be_asked_for_at_once() -> None:
         (
             96,
             4,
-            "needs 24 classes of at least 4 images, and the training labels have 3: lower batch_size to 12",
+            "needs 24 classes of at least 4 images, and there are 3: lower batch_size to 12",
         ),
         (10, 4, "batch_size=10 is no multiple of images_per_class=4: set batch_size=8"),
         (3, 4, "set batch_size=4"),
-        (100, 50, "have 0: lower images_per_class"),
+        (100, 50, "are 0: lower images_per_class"),
     ],
 )
 def test_more_than_the_data_hold_is_one_line(batch_size: int, count: int, words: str) -> None:

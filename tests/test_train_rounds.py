@@ -167,7 +167,7 @@ def test_the_labels_of_the_data_are_out_of_sight(
         found.append(source.labels)
         return source, reason
 
-    monkeypatch.setattr("open_images", noting)
+    monkeypatch.setattr("ssl_retrieval.train.open_images", noting)
     go(job, tmp_path / "with", "data.labels=folder")
     go(job, tmp_path / "without", "data.labels=none")
     assert found == [None, None]
