@@ -15,7 +15,6 @@ from ssl_retrieval import (
     adapters,
     checkpoint,
     collapse,
-    compiling,
     config,
     devices,
     distributed,
@@ -44,12 +43,10 @@ from ssl_retrieval.train_config import PretrainConfig as PretrainConfig
 from ssl_retrieval.train_config import check, signal_of
 from ssl_retrieval.train_images import open_images, some_packed
 from ssl_retrieval.train_rounds import Rounds
+from ssl_retrieval.train_runtime import settle_runtime
 from ssl_retrieval.train_setup import anchored_start, build_backbone, require_classes, sampler_of, settle
-from ssl_retrieval.train_step import Stepper, forward, view_pixels
+from ssl_retrieval.train_step import Stepper
 from ssl_retrieval.weight_interpolation import interpolated
-
-TRIAL_IMAGES = 64
-"""Images per step while precision and layout are chosen: enough to tell, and soon done."""
 
 
 def pretrain(cfg: PretrainConfig) -> Path:
@@ -157,7 +154,8 @@ class _Run:
         if self.step:
             say(f"{self.out}: going on at step {self.step} of {self.total}")
         self._enter_round()
-        runtime = self._runtime()
+        plain = Output(self.input.mean, self.input.std)
+        runtime = settle_runtime(self.cfg, self.out, self.method, self.batches, plain, self.device)
         say(f"training images: {self.where} ({reason})")
         say(
             f"training on {len(self.source.paths)} images: {self.cfg.epochs} epochs of "
@@ -254,42 +252,6 @@ class _Run:
             memory_format=runtime.layout,
             compiled=runtime.compile != "none",
         )
-
-    def _runtime(self) -> precision.Runtime:
-        """Read the stored choice of precision, layout and compilation, or make and store it.
-
-        A resumed run must compute as before, or it would end with other weights.
-        """
-        file = self.out / run_folder.RUNTIME
-        stored = run_folder.read_json(file)
-        if stored is not None:
-            return precision.Runtime(**stored)
-        distributed.barrier()
-        if distributed.world_size() > 1 or "auto" not in (self.cfg.precision, self.cfg.memory_format):
-            chosen = precision.without_trial(self.cfg.precision, self.cfg.memory_format, self.device)
-        else:
-            chosen = self._try_out()
-        pixels, is_costly = view_pixels(self.cfg, self.method, len(self.source.paths))
-        what, reason = compiling.choose(self.cfg.compile, self.device, pixels, is_costly)
-        if what != "none":
-            say(f"torch.compile: {what} ({reason}); it takes half a minute or more at the start")
-        chosen = dataclasses.replace(chosen, compile=what)
-        if self.first:
-            with atomic_path(file) as partial:
-                partial.write_text(json.dumps(dataclasses.asdict(chosen)))
-        return chosen
-
-    def _try_out(self) -> precision.Runtime:
-        plain = Output(self.input.mean, self.input.std)
-        views = self.batches.of_numbers(self.batches.numbers(0)[:TRIAL_IMAGES], plain)
-
-        def trial(method: nn.Module, runtime: precision.Runtime) -> None:
-            assert isinstance(method, BaseMethod)
-            method.zero_grad(set_to_none=True)
-            laid_out = [v.contiguous(memory_format=runtime.layout) if v.ndim == 4 else v for v in views]
-            forward(method, method, laid_out, self.cfg, runtime, 0.0)[0].backward()
-
-        return precision.choose(self.cfg.precision, self.cfg.memory_format, self.method, trial, say)
 
     def _make_monitor(self) -> Monitor | None:
         if not self.first or self.cfg.monitor.is_off:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from method_makers import needs_labels
 
-from ssl_retrieval import backbones, config, defaults, optim, plugins, train_setup
+from ssl_retrieval import backbones, config, defaults, optim, plugins, train_config, train_setup
 from ssl_retrieval.augment import Noise, View
 from ssl_retrieval.defaults import Facts
 from ssl_retrieval.grid import CompareConfig
@@ -48,7 +48,12 @@ def settled(file: Path, num_images: int) -> PretrainConfig:
     cfg = load(file)
     module = plugins.find("method", cfg.method.name)
     facts = Facts(
-        num_images, cfg.batch_size, cfg.model.image_size, cfg.model.weights != "random", is_vit(cfg)
+        num_images,
+        cfg.batch_size,
+        cfg.model.image_size,
+        cfg.model.weights != "random",
+        is_vit(cfg),
+        own_labels=train_config.signal_of(cfg).renewed,
     )
     cfg, _ = defaults.fill(cfg, defaults.common(facts))
     assert cfg.epochs is not None
@@ -75,6 +80,14 @@ def built(cfg: PretrainConfig) -> BaseMethod:
 
 def open_settings(section: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(section) if getattr(section, field.name) is None}
+
+
+def not_asked_for(method: Any) -> set[str]:
+    """Classes are counted where labels are given, clusters where they are not."""
+    fields = {field.name for field in dataclasses.fields(method)}
+    if "labels" not in fields:
+        return set()
+    return {"clusters"} if method.labels == "given" else {"num_classes"} & fields
 
 
 def test_every_method_has_a_yaml_for_photos_and_one_for_cifar10() -> None:
@@ -140,7 +153,7 @@ def test_a_long_run_warms_up_for_ten_epochs(tmp_path: Path) -> None:
 @each_file
 def test_a_config_builds_its_method_views_and_optimizer(file: Path, num_images: int) -> None:
     cfg = settled(file, num_images)
-    assert open_settings(cfg.method) == set()
+    assert open_settings(cfg.method) == not_asked_for(cfg.method)
     assert open_settings(cfg.optimizer) <= {"weight_decay_end"}
     method = built(cfg)
     views = method.views(cfg.model.image_size)

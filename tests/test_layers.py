@@ -38,6 +38,7 @@ LAYERS = {
     "train_config": 4,
     "train_images": 4,
     "train_rounds": 4,
+    "train_runtime": 4,
     "train_step": 4,
     "train_setup": 4,
     "calibration": 3,
