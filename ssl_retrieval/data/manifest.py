@@ -24,6 +24,7 @@ import pandas as pd
 
 from ssl_retrieval.console import say
 from ssl_retrieval.data.base import DataConfig, check, existing_folder, one_of
+from ssl_retrieval.data.table import read_table, text
 from ssl_retrieval.data.tasks import NO_GROUP, task_from_groups
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import ImageSet, IntArray, Protocol, Task, VectorArray
@@ -105,9 +106,9 @@ def _read(cfg: Config) -> tuple[Path, pd.DataFrame]:
     if not cfg.file:
         raise UserError("data.file is not set: give the CSV or Parquet table, e.g. data.file=photos.csv")
     file = Path(cfg.file).expanduser()
-    table = _read_table(file)
+    table = read_table("data.file", file)
     _check_columns(file, table)
-    rows = pd.DataFrame({c: _text(table[c]) if c in table else "" for c in _COLUMNS}, index=table.index)
+    rows = pd.DataFrame({c: text(table[c]) if c in table else "" for c in _COLUMNS}, index=table.index)
     rows["role"] = rows["role"].str.lower().replace("", "both")
     _check_rows(file, rows)
     rows["path"] = [PurePosixPath(path).as_posix() for path in rows["path"]]
@@ -117,26 +118,7 @@ def _read(cfg: Config) -> tuple[Path, pd.DataFrame]:
     return existing_folder("data.root", cfg.root or str(file.parent)), rows
 
 
-def _read_table(file: Path) -> pd.DataFrame:
-    try:
-        if file.suffix.lower() == ".parquet":
-            return pd.read_parquet(file)
-        if file.suffix.lower() == ".csv":
-            # A class named "NA" must not become an empty one, nor a surplus field shift the columns.
-            return pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"data.file={str(file)!r} does not exist: check the path") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read data.file={str(file)!r} as a table: {error}") from None
-    raise UserError(f"data.file={str(file)!r}: give a .csv or .parquet file")
-
-
-def _text(column: pd.Series) -> pd.Series:
-    return column.astype(object).where(column.notna(), "").astype(str).str.strip()
-
-
 def _check_columns(file: Path, table: pd.DataFrame) -> None:
-    table.columns = table.columns.astype(str).str.strip()
     unknown = [column for column in table.columns if column not in _COLUMNS]
     if "path" not in table:
         near = get_close_matches("path", unknown, n=1)
