@@ -15,11 +15,13 @@ class Signal:
         given: From the labels of the data. They are taken away from all other methods.
         renewed: From the run itself: `BaseMethod.renew` is asked for it in each round.
         family: What its networks are called in tables.
+        together: Images that must stand together in a batch; see `Round.tuples`.
     """
 
     given: bool
     renewed: bool
     family: str
+    together: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +31,17 @@ class Seen:
     Attributes:
         vectors: float32 [N, D], of length 1: the training images without augmentation, as they are searched.
         paths: Their N ids.
+        left_out: Ids of those that cannot be read.
         seed: The run's seed, and nothing else may drive what is drawn, or no run could be resumed.
+        number: Of the round, from 0.
         last: The round before; None in the first one.
     """
 
     vectors: VectorArray
     paths: tuple[str, ...]
+    left_out: tuple[str, ...]
     seed: int
+    number: int
     last: "Round | None"
 
 

@@ -161,6 +161,12 @@ def _check_labels(cfg: PretrainConfig) -> None:
             )
         if not 0 < every < float("inf"):
             raise UserError(f"renew_every={every}: a positive number of epochs is needed, e.g. 1 or 0.5")
+    if cfg.batch_size % signal.together:
+        near = max(1, round(cfg.batch_size / signal.together)) * signal.together
+        raise UserError(
+            f"batch_size={cfg.batch_size}: method.name={cfg.method.name} takes its images in tuples of "
+            f"{signal.together}: set batch_size={near}"
+        )
     if count is None or count == 0:
         return
     if count < 2:
@@ -168,4 +174,9 @@ def _check_labels(cfg: PretrainConfig) -> None:
     if not (signal.given or signal.renewed):
         raise UserError(
             f"images_per_class={count}: method.name={cfg.method.name} sees no labels: leave it out"
+        )
+    if signal.together > 1:
+        raise UserError(
+            f"images_per_class={count}: method.name={cfg.method.name} takes its images in tuples, not by "
+            "class: leave it out"
         )

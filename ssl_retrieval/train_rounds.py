@@ -85,7 +85,9 @@ class Rounds:
                     f"embeddings are not finite (NaN or infinity) at step {self.state.step}: try a lower "
                     "optimizer.lr, optimizer.clip or precision=fp32"
                 )
-            found = self.method.renew(Seen(vectors, batches.feed.source.paths, self.cfg.seed, last))
+            source = batches.feed.source
+            left_out = tuple(path for path, _ in source.skipped)
+            found = self.method.renew(Seen(vectors, source.paths, left_out, self.cfg.seed, number, last))
         found = distributed.from_first(found)
         assert found is not None
         try:
@@ -104,7 +106,8 @@ class Rounds:
         return self._batches(batches, found, sampler)
 
     def _batches(self, batches: Batches, found: Round, sampler: AnySampler) -> Batches:
-        begin = self.state.round_number * self.steps
+        # Tuples go on where the round before stopped: most rounds are shorter than a pass over all pairs.
+        begin = self.state.round_number * self.steps if found.tuples is None else 0
         return dataclasses.replace(batches, sampler=sampler, labels=found.labels, begin=begin)
 
 

@@ -124,21 +124,21 @@ def sampler_of(cfg: PretrainConfig, num_images: int, labels: IntArray | None) ->
 
 
 def sampler_of_round(cfg: PretrainConfig, found: Round, number: int) -> AnySampler:
-    """Say which images make a step of a round, counted from the round's first step.
+    """Say which images make a step of a round: counted from the round's first step, tuples from the run's.
 
     Args:
         cfg: The run's settled config.
         found: What the round is learned from.
-        number: Of the round: each is shuffled anew.
+        number: Of the round: each is shuffled anew, but for tuples.
 
     Raises:
         UserError: A batch cannot be made.
     """
+    if found.tuples is not None:
+        _require_whole(cfg, found.tuples.shape[1], f"tuples of {found.tuples.shape[1]} images")
+        return TupleSampler(found.tuples, cfg.batch_size, cfg.seed)
     seed = int(np.random.SeedSequence([cfg.seed % 2**64, number]).generate_state(1)[0])
-    if found.tuples is None:
-        return sampler_of(dataclasses.replace(cfg, seed=seed), len(found.labels), found.labels.numpy())
-    _require_whole(cfg, found.tuples.shape[1], f"tuples of {found.tuples.shape[1]} images")
-    return TupleSampler(found.tuples, cfg.batch_size, seed)
+    return sampler_of(dataclasses.replace(cfg, seed=seed), len(found.labels), found.labels.numpy())
 
 
 def _require_whole(cfg: PretrainConfig, count: int, what: str) -> None:

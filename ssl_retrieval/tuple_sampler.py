@@ -1,14 +1,17 @@
 """Which images make a step when some belong together: whole tuples, shuffled, each as often as any other."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.sampler import Sampler
 
 
 class TupleSampler:
     """Gives any step's batch without having gone through the steps before it.
+
+    Tuples come from one shuffle of all of them after the other, without a gap: however many steps are taken,
+    none has been used more than once more than another.
 
     Attributes:
         steps_per_epoch: Whole batches in a pass over the tuples.
@@ -19,28 +22,33 @@ class TupleSampler:
 
         Args:
             tuples: int64 [T, L] image numbers.
-            batch_size: Images per step.
+            batch_size: Images per step, a multiple of L.
             seed: The run's seed.
 
         Raises:
-            UserError: ``batch_size`` holds no whole number of tuples, or more than there are.
+            UserError: A step would take more tuples than there are.
         """
         count, length = tuples.shape
-        if batch_size % length:
-            below = batch_size // length * length
-            raise UserError(
-                f"batch_size={batch_size} is no multiple of {length}, the images that belong together: set "
-                f"batch_size={below or length}"
-            )
+        assert batch_size % length == 0
         if count * length < batch_size:
             raise UserError(
                 f"batch_size={batch_size} needs {batch_size // length} tuples of {length} images, and there "
                 f"are {count}: lower batch_size to {max(1, count) * length} or below"
             )
-        self.tuples = tuples
-        self._rows = Sampler(count, batch_size // length, seed)
-        self.steps_per_epoch = self._rows.steps_per_epoch
+        self.tuples, self.seed = tuples, seed
+        self.per_step = batch_size // length
+        self.steps_per_epoch = count // self.per_step
 
     def batch(self, step: int) -> Tensor:
         """Give the int64 [batch_size] image numbers of a step, tuple by tuple."""
-        return torch.flatten(self.tuples[self._rows.batch(step)])
+        first = step * self.per_step
+        turn, place = divmod(first, len(self.tuples))
+        rows = self._order(turn)[place : place + self.per_step]
+        if len(rows) < self.per_step:
+            rows = torch.cat([rows, self._order(turn + 1)[: self.per_step - len(rows)]])
+        return torch.flatten(self.tuples[rows])
+
+    def _order(self, turn: int) -> Tensor:
+        mixed = np.random.SeedSequence([self.seed % 2**64, turn]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(mixed) % 2**63)
+        return torch.randperm(len(self.tuples), generator=generator)

@@ -9,6 +9,7 @@ from ssl_retrieval import backbones, plugins
 from ssl_retrieval.augment import Output, make_views
 from ssl_retrieval.defaults import Facts, fill_method
 from ssl_retrieval.methods.base import BaseMethod
+from ssl_retrieval.methods.tuples import TuplesMethod
 
 IMAGE_SIZE = 32
 FACTS = Facts(num_images=1000, batch_size=8, image_size=IMAGE_SIZE)
@@ -30,6 +31,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "contrastive": {"memory": 24, "memory_start": 0.0, "dim": 16},
     "triplet": {"memory": 24, "memory_start": 0.0, "dim": 16},
     "multi_similarity": {"memory": 24, "memory_start": 0.0, "pool": "gem"},
+    "pair_contrastive": {"pairs": "neighbours", "negatives": 2, "skip": 0, "k": 3, "dim": 16},
+    "pair_triplet": {"pairs": "diffusion", "negatives": 2, "skip": 0, "k": 3, "margin": 0.5},
     "arcface": {"pool": "gem", "dim": 16},
 }
 """Settings under which a tiny batch uses every part of a method, and teachers move visibly in a step."""
@@ -40,6 +43,10 @@ NUM_CLASSES = FACTS.num_classes
 
 def needs_labels(name: str) -> bool:
     return bool(plugins.find("method", name).Method.needs_labels)
+
+
+def in_tuples(name: str) -> bool:
+    return issubclass(plugins.find("method", name).Method, TuplesMethod)
 
 
 def labels_for(batch_size: int = 8) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from method_makers import IMAGE_SIZE, NUM_CLASSES, labels_for, method_of, needs_labels, views_for
+from method_makers import IMAGE_SIZE, NUM_CLASSES, in_tuples, labels_for, method_of, needs_labels, views_for
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 from torch.nn import functional as nnf
@@ -15,7 +15,7 @@ from ssl_retrieval.errors import UserError
 from ssl_retrieval.methods.labelled import LabelledMethod, PairsMethod
 from ssl_retrieval.methods.smooth_ap import SmoothAP
 
-LABELLED = [name for name in plugins.known("method") if needs_labels(name)]
+LABELLED = [name for name in plugins.known("method") if needs_labels(name) and not in_tuples(name)]
 DIM = 16
 PLAIN = {"memory": 0}
 

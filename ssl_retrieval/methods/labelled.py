@@ -5,63 +5,40 @@ Labels are those of the data, or clusters of the network's own vectors, found an
 Losses and miners are pytorch-metric-learning's (Musgrave, Belongie, Lim, arXiv 2008.09164) where it has them.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from ssl_retrieval import distributed, pooling, pseudo_labels
-from ssl_retrieval.augment import Augment, View
+from ssl_retrieval import distributed, pseudo_labels
 from ssl_retrieval.console import say
 from ssl_retrieval.cross_batch_memory import CrossBatchMemory
 from ssl_retrieval.data.base import one_of
 from ssl_retrieval.defaults import Facts, gentle, given
-from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.methods.base import BaseMethod, StepOutput
+from ssl_retrieval.methods.one_view import OneViewConfig, OneViewMethod
 from ssl_retrieval.rounds import Round, Seen, Signal
 from ssl_retrieval.types import Choices
 
 SPREAD = 0.3
 """How far the vectors of one class begin apart, for objectives that have several."""
 
-EXPONENT_LR = 10.0
-"""Factor on the learning rate of a trained exponent of GeM, as in cnnimageretrieval."""
-
-
-def crops() -> Augment:
-    """Give crops and mirror images alone, as papers on metric learning do: colour tells things apart."""
-    return Augment(crop_min=0.2, jitter=0.0, grayscale=0.0)
-
 
 @dataclass
-class LabelledConfig:
+class LabelledConfig(OneViewConfig):
     """What every objective on labels can be told.
 
     Attributes:
-        pool: How the last map is pooled: ``model`` (its own way), ``avg``, ``gem``, ``rmac`` or ``cls``.
-        gem_p: Exponent of ``gem``.
-        learn_gem_p: Train the exponent, at ten times the learning rate, as cnnimageretrieval does.
-        dim: Dimension of a learned projection; 0 = the pooled vector itself is trained and searched with.
-        whiten: Let the projection begin as the PCA whitening of the training images.
         labels: ``given``: those of the data; ``clusters``: the run makes its own (see `pseudo_labels`), and
             sees no others.
         clusters: How many; None = a tenth of the images.
-        augment: How the view is made.
     """
 
-    name: str = "???"
-    pool: str = "model"
-    gem_p: float = pooling.GEM_P
-    learn_gem_p: bool = False
-    dim: int = 0
-    whiten: bool = False
     labels: str = "given"
     clusters: int | None = None
-    augment: Augment = field(default_factory=crops)
 
 
 @dataclass
@@ -118,7 +95,7 @@ def _optimizer(facts: Facts) -> Choices:
     return gentle() if facts.pretrained else {}
 
 
-class LabelledMethod(BaseMethod):
+class LabelledMethod(OneViewMethod):
     """A backbone, an `EmbeddingHead` and a loss; in several processes the loss is that of the whole batch.
 
     Subclasses set ``criterion``, a loss of vectors and labels as pytorch-metric-learning's.
@@ -129,7 +106,6 @@ class LabelledMethod(BaseMethod):
 
     needs_labels = True
     family = "fine-tuned"
-    advice = "a lower optimizer.lr, model.freeze, or a milder method.augment"
     unit_length = True
     criterion: nn.Module
 
@@ -140,17 +116,12 @@ class LabelledMethod(BaseMethod):
             cfg: The method's config.
             backbone: A network from `backbones.make`.
         """
-        super().__init__()
-        cfg.augment.check()
+        super().__init__(cfg, backbone)
         if cfg.clusters is not None and (cfg.labels == "given" or cfg.clusters < 2):
             raise UserError(
                 f"method.clusters={cfg.clusters}: at least 2, together with method.labels=clusters"
             )
-        if cfg.whiten and not cfg.dim:
-            raise UserError("method.whiten=true needs a projection: set method.dim, e.g. method.dim=512")
         self.cfg = cfg
-        self.encoder = backbone
-        self.head = EmbeddingHead(backbone, cfg.pool, cfg.gem_p, cfg.dim, cfg.learn_gem_p)
 
     @classmethod
     def signal(cls, cfg: Any) -> Signal:
@@ -167,23 +138,6 @@ class LabelledMethod(BaseMethod):
         say(f"  {pseudo_labels.describe(labels, before)}")
         centres = torch.from_numpy(pseudo_labels.centres(seen.vectors, labels))
         return Round(torch.from_numpy(labels), centres=centres)
-
-    def views(self, image_size: int) -> list[View]:
-        """Ask for one view."""
-        return [View(self.cfg.augment, image_size)]
-
-    def begin(self, batches: Iterator[list[Tensor]]) -> None:
-        """Whiten, if the config says so."""
-        if self.cfg.whiten:
-            self.head.whiten_on_views(self.encoder, batches)
-
-    def lr_factors(self) -> dict[str, float]:
-        """Let a trained exponent move."""
-        return {"head.exponent": EXPONENT_LR}
-
-    def embedding_head(self) -> EmbeddingHead:
-        """Give the head, for the export and the monitor."""
-        return self.head
 
     def step(self, views: list[Tensor], progress: float) -> StepOutput:
         """Compute the loss.
