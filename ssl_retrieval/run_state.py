@@ -79,7 +79,7 @@ class RunState:
         """
         if not self.file.is_file():
             return
-        state = self._read(device)
+        state = read(self.file, device)
         if state.get("job") != self.job:
             raise UserError(f"{self.file} is of {state.get('job')}, not of {self.job}: use another out")
         if state["images"] != self.images:
@@ -117,11 +117,18 @@ class RunState:
         self.round = Round(labels, None if tuples is None else tuples.cpu())
         self.round_number = int(stored["number"])
 
-    def _read(self, device: torch.device) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = torch.load(self.file, map_location=device, weights_only=True)
-        except Exception as error:  # damaged bytes raise nearly any type
-            raise UserError(f"{self.file} is damaged: remove it to begin anew, or use another out") from error
-        if not isinstance(state, dict):
-            raise UserError(f"{self.file} is damaged: remove it to begin anew, or use another out")
-        return state
+
+def read(file: Path, device: torch.device) -> dict[str, Any]:
+    """Read a state without unpickling anything but tensors and plain values.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    damaged = f"{file} is damaged: remove it to begin anew, or use another out"
+    try:
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # damaged bytes raise nearly any type
+        raise UserError(damaged) from error
+    if not isinstance(state, dict):
+        raise UserError(damaged)
+    return state

@@ -13,6 +13,7 @@ from ssl_retrieval import backbones, folding, layers, multi_scale, pooling, regi
 from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.network_input import InputSpec, Normalize
+from ssl_retrieval.projector_points import ProjectorPoint
 from ssl_retrieval.types import digest_of
 from ssl_retrieval.whitening import Pca
 
@@ -92,7 +93,11 @@ class PooledNetwork(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, spec: InputSpec, cfg: NetworkConfig, head: EmbeddingHead | None = None
+        self,
+        model: nn.Module,
+        spec: InputSpec,
+        cfg: NetworkConfig,
+        head: EmbeddingHead | ProjectorPoint | None = None,
     ) -> None:
         """Find the layer, and the dimension.
 

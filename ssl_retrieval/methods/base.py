@@ -137,6 +137,18 @@ class BaseMethod(nn.Module):
             found["teacher"] = self.get_submodule("teacher")
         return found
 
+    def projectors(self) -> dict[str, nn.Module]:
+        """Give, by network, what training puts on its pooled vector and the export leaves out; often none.
+
+        Each takes float [B, C], what the network itself pools. By convention the student's is called
+        ``projector`` or ``head``, and the teacher's is its average.
+        """
+        own = self._modules.get("projector") or self._modules.get("head")
+        if own is None or isinstance(own, EmbeddingHead):
+            return {}
+        averages = [teacher for teacher, student in self.pairs() if student is own]
+        return {"student": own} | ({"teacher": averages[0]} if averages else {})
+
     def keep(self, network: str) -> None:
         """Choose which of `networks` is exported.
 

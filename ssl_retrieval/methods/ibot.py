@@ -263,6 +263,10 @@ class Method(BaseMethod):
         logs = {name: part.detach() for name, part in parts.items()}
         return StepOutput(loss=loss, logs=logs | {"teacher_entropy": entropy})
 
+    def projectors(self) -> dict[str, nn.Module]:
+        """Give the heads on what the networks pool; those on patches have another input."""
+        return {"student": self.heads["images"], "teacher": self.teacher_heads.get_submodule("images")}
+
     def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """Average the backbone and the heads."""
         return [(self.teacher, self.encoder), (self.teacher_heads, self.heads)]
