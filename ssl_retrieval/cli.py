@@ -310,6 +310,28 @@ def index_command(inputs: Inputs) -> None:
 
 
 @app.command()
+def sweep(inputs: Inputs) -> None:
+    """Find where to take a network's embedding: layer, pooling, projector, whitening, resolution, dimensions.
+
+    The choice is made on one task, or on half of the queries, and scored on the other.
+
+    Example: ssl-retrieval sweep configs/sweep/folder.yaml data.root=photos out=runs/photos-sweep
+
+    Example: ssl-retrieval sweep configs/sweep/run.yaml data.root=photos model.path=runs/simclr out=runs/sweep
+    """
+    from ssl_retrieval.report.sweep_table import to_rich
+    from ssl_retrieval.sweep import SweepConfig, run_sweep
+
+    cfg = _load(SweepConfig, inputs)
+    report = run_sweep(cfg)
+    Console().print(to_rich(report.judged, report.chosen))
+    print(report.how)
+    print(report.recommendation)
+    files = "table.md, table.csv, sweep.png, recommended.yaml"
+    say(f"written: {Path(cfg.out).expanduser() / 'report.html'}, {files}")
+
+
+@app.command()
 def export(
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="A run's folder, or one of its .safetensors files.")
