@@ -57,6 +57,8 @@ class SweepConfig:
         layers: Earlier layers, as ``model.layer`` is written; empty = the last few.
         resolutions: Input sides in pixels; empty = three factors of the default point's.
         dimensions: Of the shortened vectors.
+        whiten_dim: Whitening in the first round keeps at most so many dimensions: of some thousand the last
+            ones are noise of the images that it is fitted on, and whitening makes noise as large as the rest.
         max_loss: A point counts as about as good as the best only if its ``mAP`` is at most so much lower.
         embed: Batch size and workers.
         protocol: See `ProtocolOptions`.
@@ -78,6 +80,7 @@ class SweepConfig:
     layers: list[str] = field(default_factory=list)
     resolutions: list[int] = field(default_factory=list)
     dimensions: list[int] = field(default_factory=lambda: [512, 256, 128, 64, 32])
+    whiten_dim: int = 256
     max_loss: float = 0.01
     embed: EmbedOptions = field(default_factory=EmbedOptions)
     protocol: ProtocolOptions = field(default_factory=ProtocolOptions)
@@ -148,6 +151,8 @@ def _check(cfg: SweepConfig) -> None:
     for key, values in (("resolutions", cfg.resolutions), ("dimensions", cfg.dimensions)):
         if any(value < 1 for value in values):
             raise UserError(f"{key}={values}: each must be at least 1")
+    if cfg.whiten_dim < 1:
+        raise UserError(f"whiten_dim={cfg.whiten_dim}: must be at least 1")
     if not 0 <= cfg.max_loss <= 1:
         raise UserError(f"max_loss={cfg.max_loss}: must be in [0, 1], the difference of two mAP")
     for pool in cfg.poolings:
@@ -213,7 +218,8 @@ class _Bench:
         """Try a place, as it is and whitened, or with one kind of post-processing only."""
 
         def wanted(dim: int) -> list[Processing]:
-            steps = {words: (step.format(dim=dim),) for words, step in WHITENINGS.items()}
+            kept = min(dim, self.cfg.whiten_dim)
+            steps = {words: (step.format(dim=kept),) for words, step in WHITENINGS.items()}
             if only is not None:
                 return [(only, steps[only]) if only else _NOTHING]
             return [_NOTHING, *(steps.items() if "whitening" in self.cfg.axes else ())]
@@ -231,7 +237,7 @@ class _Bench:
                 if point.processing:
                     step = WHITENINGS[point.processing].format(dim=fewer)
                     found.append((f"{point.processing}, {fewer} dim.", (step,)))
-            return found
+            return [one for one in found if one[1] != point.steps]
 
         return self._scored(place, point.place, "dimensions", task, wanted)
 

@@ -105,7 +105,8 @@ def sizes(model: Any, wanted: Sequence[int]) -> list[int]:
         return []
     if wanted:
         return [size for size in dict.fromkeys(wanted) if size != own]
-    unit = max(backbones.patch_size(_skeleton(model)), 32 if own >= 96 else 8)
+    patch = backbones.patch_size(_skeleton(model))
+    unit = patch if patch > 1 else 32 if own >= 96 else 8
     rounded = [max(1, round(factor * own / unit)) * unit for factor in SIZES]
     return [size for size in dict.fromkeys(rounded) if size != own]
 
