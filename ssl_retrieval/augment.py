@@ -109,10 +109,22 @@ class Augment:
 
 @dataclass(frozen=True)
 class View:
-    """One view: its augmentation and its side in pixels."""
+    """One view.
+
+    Attributes:
+        augment: How it is made.
+        size: Its side in pixels.
+        twin: Number of the view whose random numbers it shares: with the same augmentation it shows the same
+            at another size. None = numbers of its own.
+    """
 
     augment: Augment
     size: int
+    twin: int | None = None
+
+    def drawn_as(self, number: int) -> int:
+        """Give the number that its random numbers follow from, for the view at place ``number``."""
+        return number if self.twin is None else self.twin
 
 
 @dataclass(frozen=True)
@@ -218,7 +230,7 @@ def _make(
 ) -> Tensor:
     if isinstance(view, Noise):
         return uniform(seed, step, samples, number, view.num)
-    draws = draw(seed, step, samples, number)
+    draws = draw(seed, step, samples, view.drawn_as(number))
     made = torch.empty(
         (len(samples), 3, view.size, view.size),
         dtype=output.dtype,

@@ -44,7 +44,7 @@ class Card:
         recipe: The run's config with everything that was chosen for it.
         data: Fingerprint of the training images.
         scores: Name of a measure -> value.
-        family: What it is called in tables: ``self-supervised`` or ``fine-tuned``.
+        family: What it is called in tables: ``self-supervised``, ``fine-tuned`` or ``distilled``.
         head: `EmbeddingHead.to_dict` of the head that it was trained with; empty = the network's own pooling.
     """
 

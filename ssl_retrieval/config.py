@@ -218,10 +218,11 @@ def refuse_unknown_keys(schema: Any, tree: Mapping[str, Any], where: str) -> Non
             refuse_unknown_keys(nested, _section(section, place, example), place)
 
 
-def _leave_out_keys_of_replaced_plugins(schema: Any, raw: Any, given: Any) -> None:
+def _leave_out_keys_of_replaced_plugins(schema: Any, raw: Any, given: Any, where: str = "") -> None:
     """Drop, in ``raw``, a section's keys that an overriding ``name`` has no use for, and say so.
 
-    Otherwise ``model.name=…`` would be refused for keys that the user never wrote.
+    Otherwise ``model.name=…`` would be refused for keys that the user never wrote. Sections within a
+    plugin's section, as ``method.teacher``, are treated alike.
     """
     before: Any = OmegaConf.to_container(raw)
     after: Any = OmegaConf.to_container(given)
@@ -229,13 +230,17 @@ def _leave_out_keys_of_replaced_plugins(schema: Any, raw: Any, given: Any) -> No
         old, new = before.get(field.name), after.get(field.name)
         if "kind" not in field.metadata or not (isinstance(old, dict) and isinstance(new, dict)):
             continue
-        name = new.get("name")
-        if not isinstance(name, str) or name == old.get("name"):
+        name, place = new.get("name", old.get("name")), _dotted(where, field.name)
+        if not isinstance(name, str) or field.metadata.get("map"):
             continue
-        known = {f.name for f in dataclasses.fields(plugins.find(field.metadata["kind"], name).Config)}
-        for key in [key for key in old if key not in known]:
-            del raw[field.name][key]
-            say(f"{field.name}.{key} of the yaml does not apply to {field.name}.name={name}: left out")
+        own = plugins.find(field.metadata["kind"], name).Config if name != "???" else None
+        if own is not None and name != old.get("name"):
+            known = {f.name for f in dataclasses.fields(own)}
+            for key in [key for key in old if key not in known]:
+                del raw[field.name][key]
+                say(f"{place}.{key} of the yaml does not apply to {place}.name={name}: left out")
+        if own is not None:
+            _leave_out_keys_of_replaced_plugins(own, raw[field.name], given[field.name], place)
 
 
 def _dotted(where: str, key: str | None) -> str:

@@ -286,7 +286,7 @@ def _fused_scores(base: Features, recipe: Derived, parts: list[Features], weight
     )
 
 
-_FAMILIES = ("hand-crafted", "random", "off-the-shelf", "fine-tuned", "self-supervised")
+_FAMILIES = ("hand-crafted", "random", "off-the-shelf", "distilled", "fine-tuned", "self-supervised")
 """From what has learned nothing to what has learned here."""
 
 

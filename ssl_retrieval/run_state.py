@@ -104,6 +104,8 @@ class RunState:
             self.best = None if state["best"] is None else tuple(state["best"])
             if state.get("round") is not None:
                 self._take_round(state["round"])
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{self.file} does not fit this run's settings: use another out") from error
 

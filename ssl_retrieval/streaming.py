@@ -178,7 +178,7 @@ class _Photos(Dataset):
     def __init__(self, images: ImageSet, views: Sequence[View | Noise], seed: int, replaces: bool) -> None:
         self.images, self.seed = images, seed
         self.attempts = min(len(images), _PATIENCE) if replaces else 1
-        kept = [(number, view) for number, view in enumerate(views) if isinstance(view, View)]
+        kept = [(view.drawn_as(number), view) for number, view in enumerate(views) if isinstance(view, View)]
         assert kept
         self.numbers, self.views = [number for number, _ in kept], [view for _, view in kept]
         # crop_boxes takes as long for one view as for ten.

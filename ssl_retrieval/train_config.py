@@ -124,6 +124,7 @@ def check(cfg: PretrainConfig) -> None:
     if cfg.pack_size is not None and cfg.pack_size < 8:
         raise UserError(f"pack_size={cfg.pack_size}: must be at least 8, or null for model.image_size")
     _check_labels(cfg)
+    _check_method(cfg)
     backbones.check_name(cfg.model.name)
     cfg.monitor.check()
     precision.allowed(cfg.precision, cfg.memory_format)
@@ -149,6 +150,13 @@ def signal_of(cfg: PretrainConfig) -> Signal:
     """
     signal: Signal = plugins.find("method", cfg.method.name).Method.signal(cfg.method)
     return signal
+
+
+def _check_method(cfg: PretrainConfig) -> None:
+    """Let the method's file refuse its settings, where it has a ``check``."""
+    own = getattr(plugins.find("method", cfg.method.name), "check", None)
+    if own is not None:
+        own(cfg.method)
 
 
 def _check_labels(cfg: PretrainConfig) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_retrieval import backbones, plugins
+from ssl_retrieval import backbones, config, plugins
 from ssl_retrieval.augment import Output, make_views
 from ssl_retrieval.defaults import Facts, fill_method
 from ssl_retrieval.methods.base import BaseMethod
@@ -34,6 +34,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pair_contrastive": {"pairs": "neighbours", "negatives": 2, "skip": 0, "k": 3, "dim": 16},
     "pair_triplet": {"pairs": "diffusion", "negatives": 2, "skip": 0, "k": 3, "margin": 0.5},
     "arcface": {"pool": "gem", "dim": 16},
+    "distill": {
+        "teacher": {"name": "test_convnext", "weights": "random", "image_size": 48},
+        **dict.fromkeys(("mse", "similarity", "rkd_distance", "rkd_angle"), 1.0),
+    },
 }
 """Settings under which a tiny batch uses every part of a method, and teachers move visibly in a step."""
 
@@ -67,7 +71,10 @@ def method_of(name: str, seed: int = 0, **options: Any) -> BaseMethod:
         patch_size=8 if name in NEEDS_VIT else None,
         dynamic_size=getattr(module.Method, "multi_crop", False),
     )
-    cfg = fill_method(module, module.Config(**OPTIONS.get(name, {}) | options), FACTS)
+    settings = OPTIONS.get(name, {}) | options
+    if isinstance(settings.get("teacher"), dict):
+        settings["teacher"] = config.plugin_config("extractor", settings["teacher"], "method.teacher")
+    cfg = fill_method(module, module.Config(**settings), FACTS)
     torch.manual_seed(seed)
     method: BaseMethod = module.Method(cfg, backbone)
     method.name_in_tests = name  # type: ignore[assignment]

@@ -93,9 +93,11 @@ def not_asked_for(method: Any) -> set[str]:
 def test_every_method_has_a_yaml_for_photos_and_one_for_cifar10() -> None:
     found = {(file.parent.name, load(file).method.name, load(file).data.name) for file in FILES}
     labelled = {name for name in plugins.known("method") if needs_labels(name)}
-    others = set(plugins.known("method")) - labelled
+    # A student learns from a network that has learned already: it has a place beside fine-tuning.
+    finetuned = labelled | {"distill"}
+    others = set(plugins.known("method")) - finetuned
     wanted = {("pretrain", name, data) for name in others for data in ("folder", "cifar10")}
-    assert wanted | {("finetune", name, "folder") for name in labelled} <= found
+    assert wanted | {("finetune", name, "folder") for name in finetuned} <= found
 
 
 @each_file
@@ -161,7 +163,9 @@ def test_a_config_builds_its_method_views_and_optimizer(file: Path, num_images: 
     assert images[0].size == cfg.model.image_size
     assert len(images) + sum(isinstance(view, Noise) for view in views) == len(views)
     multiple = backbones.patch_size(method.encoder)
-    assert all(view.size % multiple == 0 and view.size <= cfg.model.image_size for view in images)
+    # A twin is for another network, of a size of its own.
+    sizes = [view.size for view in images if view.twin is None]
+    assert all(size % multiple == 0 and size <= cfg.model.image_size for size in sizes)
     for view in images:
         view.augment.check()
     optimizer = optim.make(cfg.optimizer, method, cfg.batch_size)

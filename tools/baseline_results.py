@@ -30,6 +30,7 @@ COLOURS = {
     "hand-crafted": "#8c6d31",
     "random": "#9e9e9e",
     "off-the-shelf": "#1f77b4",
+    "distilled": "#9467bd",
     "fine-tuned": "#d62728",
     "self-supervised": "#2ca02c",
 }
