@@ -15,7 +15,7 @@ from ssl_retrieval import fusion, postprocess, rerank
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.fitting import FitSet, NothingToFitError
 from ssl_retrieval.postprocess import l2_normalize
-from ssl_retrieval.recipe import Derived
+from ssl_retrieval.recipe import ASYMMETRIC, Derived
 from ssl_retrieval.representation import Representation, check_label
 from ssl_retrieval.searching import search_of
 from ssl_retrieval.similarity import Cosine, Similarity
@@ -217,9 +217,13 @@ def _combined(label: str, recipe: Derived, parts: list[Features], store: Store) 
     for part in parts:
         if part.queries is None:
             raise needs_vectors(label, part.label)
-    queries = _joined([part.queries for part in parts], weights)
-    gallery = _joined([part.gallery for part in parts], weights)
-    to_fit = functools.cache(functools.partial(_parts_to_fit, parts, weights))
+    if recipe.fuse == ASYMMETRIC:
+        base = _asymmetric(base, *parts)
+    # Each side is made of all parts, or of its own.
+    asking, searched = ([first], parts[1:]) if recipe.fuse == ASYMMETRIC else (parts, parts)
+    queries = _joined([part.queries for part in asking], weights)
+    gallery = _joined([part.gallery for part in searched], weights)
+    to_fit = functools.cache(functools.partial(_parts_to_fit, searched, weights))
     if not steps:
         return dataclasses.replace(
             base,
@@ -271,6 +275,22 @@ def _reranked(features: Features, recipe: Derived) -> Features:
         to_fit=features.to_fit if found.scores is None else None,
         notes=(*features.notes, *found.notes),
         rerank_costs=_summed([features.rerank_costs, costs]),
+    )
+
+
+def _asymmetric(base: Features, asking: Features, searched: Features) -> Features:
+    """Give what it costs to embed queries with one part and to keep the vectors of the other.
+
+    Raises:
+        UserError: Their vectors have different dimensions.
+    """
+    if asking.dim != searched.dim:
+        raise UserError(
+            f"{base.label!r}: {asking.label!r} has {asking.dim} dimensions and {searched.label!r} has "
+            f"{searched.dim}: queries and gallery need one space, as method.space=teacher trains it"
+        )
+    return dataclasses.replace(
+        base, images_per_s=asking.images_per_s, bytes_per_image=searched.bytes_per_image
     )
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from ssl_retrieval import postprocess, rerank
 from ssl_retrieval.errors import UserError
 
-FUSIONS = ("concat", "score_sum", "reciprocal_rank")
+ASYMMETRIC = "asymmetric"
+FUSIONS = ("concat", "score_sum", "reciprocal_rank", ASYMMETRIC)
 _MAX_WEIGHT = 1e6
 
 
@@ -15,7 +16,8 @@ class Derived:
 
     Attributes:
         of: Labels of the representations that it is made of; at least one.
-        fuse: With several: ``concat`` (weighted concatenation), ``score_sum`` or ``reciprocal_rank``.
+        fuse: With several: ``concat`` (weighted concatenation), ``score_sum`` or ``reciprocal_rank``; or
+            ``asymmetric``: of two, the first embeds the queries and the second the gallery.
         weights: One per part, 0 or more and not all 0; empty = equal.
         steps: Post-processing after the concatenation, in order (see `postprocess.parse`).
         rerank: Re-ranking after all else, in order (see `rerank.parse`).
@@ -35,7 +37,7 @@ class Derived:
     @property
     def fuses_scores(self) -> bool:
         """Whether it is a late fusion."""
-        return self.fuse != "concat" and len(self.of) > 1
+        return self.fuse in ("score_sum", "reciprocal_rank") and len(self.of) > 1
 
     @property
     def gives_scores(self) -> bool:
@@ -70,6 +72,11 @@ class Derived:
                 )
         if self.fuse not in FUSIONS:
             raise UserError(f"{where}.fuse={self.fuse!r}: use one of {', '.join(FUSIONS)}")
+        if self.fuse == ASYMMETRIC and (len(self.of) != 2 or self.weights):
+            raise UserError(
+                f"{where}: fuse=asymmetric takes two representations, the queries' and the gallery's, and no "
+                "weights"
+            )
         if self.weights and len(self.weights) != len(self.of):
             raise UserError(f"{where}.weights has {len(self.weights)} values for {len(self.of)} parts")
         if not all(0 <= weight <= _MAX_WEIGHT for weight in self.weights):

@@ -30,6 +30,7 @@ PHOTOS = [
 """Those for any number of photos, from random weights."""
 
 NAMED = {name: ["data.name=folder"] for name in ("ladder", "rerank", "rerank_spatial")}
+NAMED["distilled"] = ["tasks.ukbench.root=objects"]
 """What a comparison leaves to its user, besides ``data.root`` and ``out``."""
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

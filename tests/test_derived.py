@@ -196,6 +196,22 @@ def test_fused_scores(store: Store, fuse: str) -> None:
     np.testing.assert_allclose(all_scores(nested), all_scores(found) + one, rtol=1e-5)
 
 
+def test_one_embeds_the_queries_and_another_the_gallery(store: Store) -> None:
+    asking, searched = extracted(histogram(), store), extracted(histogram(), store)
+    searched = replace(searched, label="other", key="other", gallery=l2_normalize(both(searched)[1] ** 2))
+    searched = replace(searched, images_per_s=asking.images_per_s / 4, bytes_per_image=17.0)
+    recipe = Derived(of=["histogram", "other"], fuse="asymmetric")
+    found = derived("x", recipe, [asking, searched], store)
+    np.testing.assert_array_equal(both(found)[0], both(asking)[0])
+    np.testing.assert_array_equal(both(found)[1], both(searched)[1])
+    assert (found.dim, found.images_per_s, found.bytes_per_image) == (64, asking.images_per_s, 17.0)
+    swapped = derived("x", recipe, [searched, asking], store)
+    assert found.key != swapped.key
+    small = extracted(small_pixels(), store)
+    line = message(functools.partial(derived, "x", recipe, [asking, small], store))
+    assert line.startswith("'x': 'histogram' has 64 dimensions and 'pixels' has 27: queries and gallery need")
+
+
 def test_what_has_only_scores_cannot_be_joined(store: Store) -> None:
     parts = [extracted(histogram(), store), extracted(make("scorer", ScorerConfig()), store)]
     assert (parts[1].queries, parts[1].gallery, parts[1].to_fit) == (None, None, None)
@@ -243,6 +259,8 @@ def test_the_key_knows_everything_but_names(store: Store, task: Task, tmp_path: 
         key([part, other], weights=[1.0, 2.0]),
         key([part, other], fuse="score_sum"),
         key([part, other], fuse="reciprocal_rank"),
+        key([part, part], fuse="asymmetric"),
+        key([part, part]),
         key([part, other], steps=["center"]),
     ]
     assert len(set(keys)) == len(keys)
@@ -279,6 +297,11 @@ def test_the_family_is_that_of_the_part_that_learned_most(store: Store) -> None:
         (Derived(of=["a", "b"], fuse="score_sum", steps=["l2"]), r"derived\.x: fuse=score_sum gives scores"),
         (Derived(of=["a"], steps=["pca_witen:8"]), r"derived\.x\.steps: .*did you mean 'pca_whiten'"),
         (Derived(of=["a"], steps=["sign", "center"]), r"derived\.x\.steps: .*a code must be the last"),
+        (Derived(of=["a"], fuse="asymmetric"), r"derived\.x: fuse=asymmetric takes two representations"),
+        (
+            Derived(of=["a", "b"], fuse="asymmetric", weights=[1.0, 1.0]),
+            r"derived\.x: fuse=asymmetric takes two",
+        ),
     ],
 )
 def test_recipes_that_cannot_be(recipe: Derived, expected: str) -> None:
@@ -296,4 +319,4 @@ def test_recipes_that_can_be() -> None:
         recipe.check("x", ["a", "b"])
     assert not Derived(of=["a"], steps=["l2", "lsh:8"]).learns
     assert Derived(of=["a"], steps=["l2", "itq:8"]).learns
-    assert set(FUSIONS) == {"concat", "score_sum", "reciprocal_rank"}
+    assert set(FUSIONS) == {"concat", "score_sum", "reciprocal_rank", "asymmetric"}
