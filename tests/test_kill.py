@@ -85,7 +85,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     for state in states:
         assert state.pop("seconds") > 0
         assert state["step"] == STEPS
-    for key in ("images", "job", "best", "scores", "monitor"):
+    for key in ("images", "job", "start", "best", "scores", "monitor"):
         assert states[0].pop(key) == states[1].pop(key)
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     for file in ("metrics.jsonl", "monitor.jsonl"):

@@ -96,7 +96,7 @@ def assert_same_end(out: Path, reference: Path) -> None:
     states = [torch.load(folder / "state.pt", weights_only=True) for folder in (out, reference)]
     for state in states:
         del state["seconds"]
-    for key in ("images", "job", "best", "scores", "monitor"):
+    for key in ("images", "job", "start", "best", "scores", "monitor"):
         assert states[0].pop(key) == states[1].pop(key)
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
     kept = [[(r["step"], r["loss"], r["lr"]) for r in rows(folder)] for folder in (out, reference)]
