@@ -338,14 +338,19 @@ def export(
     ],
     to: Annotated[Path, typer.Option(help="The folder to write.")],
     format: Annotated[str, typer.Option(help="timm, torchvision (ResNets) or plain.")] = "timm",
+    interpolate: Annotated[
+        float, typer.Option(help="Share of the trained weights; the rest is the start's (WiSE-FT).")
+    ] = 1.0,
 ) -> None:
     """Write a trained encoder for use without this package, and a card that says how it came about.
 
     Example: ssl-retrieval export runs/simclr --to exported/simclr
+
+    Example: ssl-retrieval export runs/simclr --to exported/halfway --interpolate 0.5
     """
     from ssl_retrieval.export import export as run
 
-    print(run(source, to, format))
+    print(run(source, to, format, interpolate))
 
 
 def _load(schema: Any, inputs: list[str]) -> Any:

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ssl_retrieval.checkpoint import Card
 from ssl_retrieval.console import say
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.network_input import InputSpec
+from ssl_retrieval.weight_interpolation import interpolated
 
 FORMATS = ("timm", "torchvision", "plain")
 
@@ -27,7 +28,7 @@ TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 """Networks whose layers and key names are the same in timm and torchvision."""
 
 
-def export(source: Path, to: Path, format: str = "timm") -> Path:
+def export(source: Path, to: Path, format: str = "timm", interpolate: float = 1.0) -> Path:
     """Write an encoder in a form that needs nothing of ours.
 
     Beside the weights stand ``README.md``, with the code that loads them, and ``card.json``: recipe,
@@ -38,12 +39,14 @@ def export(source: Path, to: Path, format: str = "timm") -> Path:
         to: Folder to write, whole or not at all; an earlier export there is replaced.
         format: ``timm`` for ``timm.create_model("local-dir:…", pretrained=True)``, ``torchvision`` for
             the ``load_state_dict`` of a torchvision ResNet, ``plain`` for a state dict in timm's names.
+        interpolate: Share of the trained weights; the rest is the start's, as by ``anchor.interpolate``.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: Nothing to export, a format that cannot hold the network, or a folder in use.
+        UserError: Nothing to export, a format that cannot hold the network, a folder in use, or no start to
+            interpolate with.
     """
     if format not in FORMATS:
         raise UserError(f"format={format!r}: one of {', '.join(FORMATS)}")
@@ -52,6 +55,8 @@ def export(source: Path, to: Path, format: str = "timm") -> Path:
     _require_format(checkpoint.read_card(file), format)
     _require_free(to)
     model, card, spec = checkpoint.load(file)
+    if interpolate != 1:
+        model, card = _nearer_to_start(model, card, spec, file, interpolate)
     if card.head and (card.head["dim"] or card.head["pool"] != "model"):
         say(
             f"{file}: exported without the head ({card.head}): programs of others know the network alone; "
@@ -76,6 +81,33 @@ def export(source: Path, to: Path, format: str = "timm") -> Path:
         readme = _readme(card, spec, code, backbones.feature_dim(model))
         (folder / "README.md").write_text(readme, encoding="utf-8")
     return to
+
+
+def _nearer_to_start(
+    trained: nn.Module, card: Card, spec: InputSpec, file: Path, share: float
+) -> tuple[nn.Module, Card]:
+    """Interpolate with the weights that training began with; the scores were those of the trained ones."""
+    if not 0 < share < 1:
+        raise UserError(f"interpolate={share}: must be above 0 and at most 1 (as trained)")
+    if card.start in ("", "random"):
+        raise UserError(f"{file}: began with {card.start or 'unknown'} weights: leave interpolate out")
+    if "interpolate" in card.extra:
+        raise UserError(
+            f"{file}: was interpolated by anchor.interpolate={card.extra['interpolate']}: leave interpolate "
+            "out"
+        )
+    start = backbones.make(
+        card.backbone,
+        card.start,
+        image_size=spec.size,
+        stem=card.stem,
+        patch_size=card.patch_size,
+        dynamic_size=card.dynamic_size,
+    )
+    if card.extra.get("start_digest") not in (None, backbones.weights_digest(start)):
+        raise UserError(f"{file}: {card.start!r} holds other weights now than those that training began with")
+    extra = card.extra | {"interpolate": share}
+    return interpolated(start, trained, share), replace(card, extra=extra, scores={})
 
 
 def _architecture(card: Card) -> str:
@@ -242,11 +274,16 @@ def _readme(card: Card, spec: InputSpec, code: list[str], dim: int) -> str:
         f"{spec.size} px, values in [0, 1], minus {_numbers(spec.mean)}, divided by {_numbers(spec.std)}.",
         f"Kept: the {card.network} after {card.step} steps on {card.images} images (fingerprint "
         f"`{card.data or 'not recorded'}`), from {card.start or 'unknown'} weights, seed {card.seed}, "
-        f"{card.train_s:.0f} s.",
+        f"{card.train_s:.0f} s.{_mixture(card)}",
         "\n".join(["| Measure | Score |", "|---|---|", *scores]) if scores else "Scores: none recorded.",
         f"The recipe, with all that was chosen for it:\n\n```yaml\n{recipe}```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _mixture(card: Card) -> str:
+    share = card.extra.get("interpolate")
+    return "" if share is None else f" Its weights: {share:g} · trained + {1 - share:g} · start."
 
 
 def _how(card: Card) -> str:
