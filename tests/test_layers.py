@@ -13,6 +13,7 @@ PACKAGE = Path(ssl_retrieval.__file__).parent
 LAYERS = {
     "cli": 6,
     "notebook": 6,
+    "adaptation": 5,
     "analysis": 5,
     "analyze": 5,
     "demo": 5,
