@@ -87,17 +87,19 @@ def chosen(runs: pd.DataFrame, scores: FloatArray) -> pd.DataFrame:
         ``delta`` of what is taken, and ``best``, the largest delta that could be had (0 = the start's).
     """
     scores = np.where(np.isnan(scores), -np.inf, scores)
+    delta = runs[DELTA].to_numpy(np.float64)
+    groups = runs.groupby([SET, "start"], sort=True)
     table = []
-    for (of_set, start), group in runs.assign(_score=scores).groupby([SET, "start"], sort=True):
-        first = group["_score"].to_numpy().argmax()
-        is_taken = group["_score"].iloc[first] > 0
+    for (of_set, start), rows in groups.indices.items():
+        first = rows[scores[rows].argmax()]
+        is_taken = scores[first] > 0
         table.append(
             {
                 "set": of_set,
                 "start": start,
-                "row": group.index[first] if is_taken else -1,
-                "delta": float(group[DELTA].iloc[first]) if is_taken else 0.0,
-                "best": max(0.0, float(group[DELTA].max())),
+                "row": int(runs.index[first]) if is_taken else -1,
+                "delta": float(delta[first]) if is_taken else 0.0,
+                "best": max(0.0, float(delta[rows].max())),
             }
         )
     return pd.DataFrame(table)
@@ -119,18 +121,7 @@ def leave_one_set_out(rows: pd.DataFrame, fit: Callable[[pd.DataFrame], Score]) 
         As `chosen`, for all sets, with ``regret`` (best minus delta) and ``worst_task``: the smallest change
         in mAP among the set's tasks.
     """
-    runs = runs_of(rows)
-    parts = []
-    for left_out in runs[SET].unique():
-        of_set = runs[runs[SET] == left_out]
-        score = fit(runs[runs[SET] != left_out])
-        parts.append(chosen(of_set, score(of_set)))
-    table = pd.concat(parts, ignore_index=True)
-    tasks = rows.merge(runs[list(RUN)].reset_index(names="row"), on=list(RUN))
-    worst = tasks.groupby("row")[DELTA].min()
-    table["regret"] = table["best"] - table["delta"]
-    table["worst_task"] = [0.0 if row < 0 else float(worst[row]) for row in table["row"]]
-    return table
+    return _decided(runs_of(rows), _worst_tasks(rows), fit)
 
 
 def compare_rules(rows: pd.DataFrame) -> pd.DataFrame:
@@ -143,14 +134,19 @@ def compare_rules(rows: pd.DataFrame) -> pd.DataFrame:
         ``always the start`` and ``the best run`` (known only with labels) stand for comparison. A
         combination is listed only if it is more useful than the best signal alone.
     """
-    table = [_summary("always the start", leave_one_set_out(rows, _never)), _best(rows)]
-    alone = [(name, _summary(name, leave_one_set_out(rows, single(name)))) for name in signal_names(rows)]
+    runs, worst = runs_of(rows), _worst_tasks(rows)
+
+    def summary_of(rule: str, fit: Callable[[pd.DataFrame], Score]) -> dict[str, object]:
+        return _summary(rule, _decided(runs, worst, fit))
+
+    table = [summary_of("always the start", _never), _best(runs)]
+    alone = [(name, summary_of(name, single(name))) for name in signal_names(rows)]
     alone.sort(key=lambda pair: -pair[1]["utility"])
     table += [summary for _, summary in alone]
     promising = [name for name, _ in alone[:_TRIED_TOGETHER]]
     for count in range(2, MOST_SIGNALS + 1):
         for names in combinations(promising, count):
-            summary = _summary(" + ".join(names), leave_one_set_out(rows, combined(names)))
+            summary = summary_of(" + ".join(names), combined(names))
             if summary["utility"] > alone[0][1]["utility"]:
                 table.append(summary)
     found = pd.DataFrame(table)
@@ -161,8 +157,24 @@ def _never(runs: pd.DataFrame) -> Score:
     return lambda others: np.full(len(others), -np.inf)
 
 
-def _best(rows: pd.DataFrame) -> dict[str, object]:
-    runs = runs_of(rows)
+def _worst_tasks(rows: pd.DataFrame) -> FloatArray:
+    """Give the smallest change among the tasks of each run, in the order of `runs_of`."""
+    return rows.groupby(list(RUN), sort=True, dropna=False)[DELTA].min().to_numpy(np.float64)
+
+
+def _decided(runs: pd.DataFrame, worst: FloatArray, fit: Callable[[pd.DataFrame], Score]) -> pd.DataFrame:
+    parts = []
+    for left_out in runs[SET].unique():
+        of_set = runs[runs[SET] == left_out]
+        score = fit(runs[runs[SET] != left_out])
+        parts.append(chosen(of_set, score(of_set)))
+    table = pd.concat(parts, ignore_index=True)
+    table["regret"] = table["best"] - table["delta"]
+    table["worst_task"] = [0.0 if row < 0 else float(worst[row]) for row in table["row"]]
+    return table
+
+
+def _best(runs: pd.DataFrame) -> dict[str, object]:
     table = chosen(runs, runs[DELTA].to_numpy(np.float64))
     return _summary("the best run", table.assign(regret=0.0, worst_task=np.nan))
 
@@ -181,25 +193,26 @@ def _summary(rule: str, table: pd.DataFrame) -> dict[str, object]:
 
 
 def _threshold(runs: pd.DataFrame, values: FloatArray) -> tuple[float, float]:
-    """Find the most useful threshold: its utility, and where it lies, between two values of the best runs.
+    """Find the most useful threshold, and its utility.
 
-    Which run is the best of a set does not depend on the threshold, so one look at each set is enough.
+    Which run is the best of a set does not depend on the threshold, so one look at each set is enough. Where
+    several are as useful, that counts which parts all runs best, not only the best ones. Infinity where
+    nothing is won by any.
     """
     values = np.where(np.isfinite(values), values, -np.inf)
+    delta = _weighed(runs[DELTA].to_numpy(np.float64))
     group = runs.groupby([SET, "start"], sort=True).ngroup().to_numpy()
     order = np.lexsort((-values, group))
     best = order[np.r_[True, np.diff(group[order]) > 0]]
-    best = best[np.argsort(-values[best], kind="stable")]
-    best = best[np.isfinite(values[best])]
-    if not len(best):
+    known = np.unique(values[np.isfinite(values)])
+    if not len(known):
         return 0.0, np.inf
-    tops, delta = values[best], runs[DELTA].to_numpy(np.float64)[best]
-    worth = np.concatenate([[0.0], np.cumsum(_weighed(delta))]) / (group.max() + 1)
-    limits = np.concatenate([[tops[0]], (tops[1:] + tops[:-1]) / 2, [tops[-1] - 1e-9 - abs(tops[-1]) * 1e-9]])
-    # Equal values stand or fall together.
-    possible = np.concatenate([[True], tops[1:] < tops[:-1], [True]])
-    where = int(np.where(possible, worth, -np.inf).argmax())
-    return float(worth[where]), float(limits[where])
+    limits = np.concatenate([[2 * known[0] - known[-1] - 1e-6], (known[1:] + known[:-1]) / 2])
+    worth = (delta[best] * (values[best] > limits[:, None])).sum(axis=1) / len(best)
+    of_all = (delta * (values > limits[:, None])).sum(axis=1)
+    useful = worth >= worth.max() - 1e-12
+    where = int(np.where(useful, of_all, -np.inf).argmax())
+    return (float(worth[where]), float(limits[where])) if worth[where] > 0 else (0.0, np.inf)
 
 
 def _weighed(delta: FloatArray) -> FloatArray:
