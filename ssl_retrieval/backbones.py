@@ -354,6 +354,15 @@ def freeze(model: nn.Module, num_stages: int) -> None:
             parameters[name].requires_grad_(False)
 
 
+def num_stages(name: str) -> int:
+    """Count the stages after the stem that `freeze` can take out.
+
+    >>> num_stages("resnet18")
+    4
+    """
+    return len(_stages(without_weights(name))) - 1
+
+
 def train_mode(model: nn.Module, batchnorm: str) -> None:
     """Put a network into training mode, but leave frozen batch normalisation in eval mode.
 

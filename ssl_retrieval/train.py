@@ -49,13 +49,15 @@ from ssl_retrieval.train_step import Stepper
 from ssl_retrieval.weight_interpolation import interpolated
 
 
-def pretrain(cfg: PretrainConfig) -> Path:
+def pretrain(cfg: PretrainConfig, deadline: float | None = None) -> Path:
     """Train, or go on with a run that was stopped.
 
     Under ``torchrun`` every process calls it, and the first one writes.
 
     Args:
         cfg: See `PretrainConfig`.
+        deadline: Reading of ``time.monotonic`` after which the run stops behind the step that it is at; what
+            is left of it can be gone on with later.
 
     Returns:
         The path of ``checkpoint.safetensors``.
@@ -76,7 +78,7 @@ def pretrain(cfg: PretrainConfig) -> Path:
         memory.keep_freed(device)
         source, reason = open_images(cfg, out)
         try:
-            return _Run(cfg, out, device, source, share).finish(reason)
+            return _Run(cfg, out, device, source, share, deadline).finish(reason)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory on {device} with {share} images at a time: set "
@@ -88,9 +90,15 @@ class _Run:
     """One training run: everything that changes from step to step."""
 
     def __init__(
-        self, cfg: PretrainConfig, out: Path, device: torch.device, source: Packed | Stream, share: int
+        self,
+        cfg: PretrainConfig,
+        out: Path,
+        device: torch.device,
+        source: Packed | Stream,
+        share: int,
+        deadline: float | None,
     ) -> None:
-        self.out, self.device, self.source = out, device, source
+        self.out, self.device, self.source, self.deadline = out, device, source, deadline
         self.first = distributed.rank() == 0
         module = plugins.find("method", cfg.method.name)
         backbone, self.card = build_backbone(cfg, module)
@@ -112,7 +120,7 @@ class _Run:
         # A run that makes its own labels has none yet: its epochs are as long as all images are many.
         sampler = sampler_of(cfg, len(source.paths), source.labels)
         self.steps_per_epoch = sampler.steps_per_epoch
-        self.total = self.steps_per_epoch * given(cfg.epochs)
+        self.total = cfg.steps or self.steps_per_epoch * given(cfg.epochs)
         self.state = RunState(out, source.key, f"{cfg.method.name} on {cfg.model.name}")
         self.state.start = self.card.extra.get("start_digest", "")
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16")
@@ -212,7 +220,7 @@ class _Run:
             log.write(self.step, values | {name: float(found) for name, found in logs.items()})
         self.state.seconds = time.monotonic() - started
         self._watch(log)
-        ended = self._ends_early()
+        ended = self._ends_early() or self._is_late()
         if save or ended:
             if self.first:
                 self._save()
@@ -231,6 +239,9 @@ class _Run:
     def _ends_early(self) -> bool:
         patience = self.cfg.monitor.patience
         return patience > 0 and distributed.from_first(self.state.passes_since_best >= patience)
+
+    def _is_late(self) -> bool:
+        return self.deadline is not None and distributed.from_first(time.monotonic() > self.deadline)
 
     def _reads_every_step(self) -> bool:
         return self.device.type == "cpu"
@@ -289,10 +300,13 @@ class _Run:
             self._export(self.out / run_folder.BEST)
 
     def _say_end(self) -> None:
+        late = self.step < self.total and self._is_late()
+        if late:
+            say(f"stopped at step {self.step} of {self.total}: the time is over")
         if self.monitor is None or self.state.best is None:
             return
         key, (value, step) = self.monitor.key, self.state.best
-        if self.step < self.total:
+        if self.step < self.total and not late:
             say(f"ended at step {self.step}: no new best {key} in {self.cfg.monitor.patience} passes")
         say(
             f"{key}: best {value:.3f} at step {step} ({run_folder.BEST}), "

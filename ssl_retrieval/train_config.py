@@ -57,6 +57,7 @@ class PretrainConfig:
         optimizer: How weights are updated; what is left open follows the method's recipe.
         anchor: What holds the network to its learned start.
         epochs: Passes over the images; None = by their number.
+        steps: Updates of the weights, in place of ``epochs``: the last pass may end early.
         batch_size: Images per step, over all processes.
         images_per_class: Images of each class in a batch, for methods that learn from labels; 0 = batches
             are drawn from all images alike, None = as the method needs.
@@ -89,6 +90,7 @@ class PretrainConfig:
     optimizer: optim.OptimizerConfig = field(default_factory=optim.OptimizerConfig)
     anchor: AnchorConfig = field(default_factory=AnchorConfig)
     epochs: int | None = None
+    steps: int | None = None
     batch_size: int = 256
     images_per_class: int | None = None
     renew_every: float | None = None
@@ -113,10 +115,12 @@ def check(cfg: PretrainConfig) -> None:
         UserError: Names the key.
     """
     config.require_sections(cfg, "data", "method")
-    for name in ("epochs", "batch_size", "log_every", "accumulate"):
+    for name in ("epochs", "steps", "batch_size", "log_every", "accumulate"):
         value = getattr(cfg, name)
         if value is not None and value < 1:
             raise UserError(f"{name}={value}: must be at least 1")
+    if cfg.steps is not None and cfg.epochs is not None:
+        raise UserError(f"epochs={cfg.epochs} and steps={cfg.steps} are both set: keep one of them")
     if cfg.batch_size < 2:
         raise UserError("batch_size=1: contrastive training and batch normalisation need at least 2")
     if cfg.model.image_size < 8:

@@ -186,6 +186,9 @@ def settle(
         out: The run's folder.
         num_classes: Classes in the training labels, for a method that learns from labels.
     """
+    per_epoch = num_images // cfg.batch_size
+    if cfg.steps is not None:
+        cfg = dataclasses.replace(cfg, epochs=-(-cfg.steps // per_epoch))
     stored = run_folder.stored_choices(out)
     if stored is not None:
         return defaults.fill(cfg, stored)[0]
@@ -205,7 +208,7 @@ def settle(
             f"learned ones (epochs: {common['epochs'][0]}), or much of what was learned is lost"
         )
     cfg, used = defaults.fill(cfg, common)
-    steps = given(cfg.epochs) * (num_images // cfg.batch_size)
+    steps = cfg.steps or given(cfg.epochs) * per_epoch
     facts = dataclasses.replace(facts, num_steps=max(1, steps))
     usual: Choices = {"images_per_class": (0, "")}
     if facts.own_labels:
