@@ -168,6 +168,45 @@ def finetune(inputs: Inputs) -> None:
 
 
 @app.command()
+def adapt(
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A folder of photos, without labels.")],
+    out: Annotated[Path, typer.Option(help="A folder for the network, the page and the photos' vectors.")],
+    minutes: Annotated[float, typer.Option(help="Time for everything.")] = 10.0,
+    start: Annotated[
+        str, typer.Option(help="The network to begin with: a timm name, or a run or checkpoint of ours.")
+    ] = "tf_efficientnet_lite0",
+    weights: Annotated[
+        str, typer.Option(help="Its weights: auto, offline, pretrained, hf-hub:OWNER/NAME or a file.")
+    ] = "auto",
+    image_size: Annotated[int, typer.Option(help="Side of the network's input in pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="Order, views and draws follow from it.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
+) -> None:
+    """Adapt a network to your own photos within a stated time, or say why the start is kept.
+
+    Stopped, the same command goes on.
+
+    Example: ssl-retrieval adapt photos --out adapted --minutes 10
+    """
+    from ssl_retrieval.adaptation.adapt import adapt as run
+
+    made = run(
+        photos,
+        out,
+        minutes=minutes,
+        start=start,
+        weights=weights,
+        image_size=image_size,
+        seed=seed,
+        device=device,
+    )
+    print(f"{made.headline}: {made.reason.partition(': ')[2] or made.reason}")
+    print(f"network: {made.model}")
+    print(f"page: {made.page}")
+    print(made.search_command if made.is_embedded else made.embed_command)
+
+
+@app.command()
 def embed(inputs: Inputs) -> None:
     """Embed the images of a folder or dataset.
 

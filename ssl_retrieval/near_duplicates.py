@@ -166,10 +166,26 @@ def within_cosine(first: VectorArray, second: VectorArray, min_cosine: float) ->
     return np.concatenate(lefts), np.concatenate(rights)
 
 
+def groups(pairs: pd.DataFrame, count: int) -> IntArray:
+    """Number the groups of copies; copies of copies are one group, however far its ends may be apart.
+
+    Args:
+        pairs: From `find_pairs` of a list in itself.
+        count: N, the length of the list.
+
+    Returns:
+        int64 [N], the group of each; a group of its own where there is no copy.
+
+    >>> groups(pd.DataFrame({"first": [0, 1], "second": [1, 4]}), 5).tolist()
+    [0, 0, 1, 2, 0]
+    """
+    left, right = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
+    edges = coo_array((np.ones(len(pairs)), (left, right)), shape=(count, count))
+    return connected_components(edges, directed=False)[1].astype(np.int64)
+
+
 def later_copies(pairs: pd.DataFrame, count: int) -> IntArray:
     """List what must go so that one of each group of copies stays, the first.
-
-    Copies of copies are one group, however far its ends may be apart.
 
     Args:
         pairs: From `find_pairs` of a list in itself.
@@ -181,9 +197,6 @@ def later_copies(pairs: pd.DataFrame, count: int) -> IntArray:
     >>> later_copies(pd.DataFrame({"first": [0, 1], "second": [1, 4]}), 5)
     array([1, 4])
     """
-    left, right = pairs["first"].to_numpy(np.int64), pairs["second"].to_numpy(np.int64)
-    edges = coo_array((np.ones(len(pairs)), (left, right)), shape=(count, count))
-    _, group = connected_components(edges, directed=False)
-    _, firsts = np.unique(group, return_index=True)
+    _, firsts = np.unique(groups(pairs, count), return_index=True)
     later: IntArray = np.setdiff1d(np.arange(count, dtype=np.int64), firsts)
     return later
