@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_retrieval import backbones, checkpoint
+from ssl_retrieval.errors import UserError
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.weights import OFFLINE_PACKAGES
 
@@ -22,13 +23,18 @@ def find(start: str, weights: str = AUTO) -> tuple[str, str]:
         timm name and weights.
 
     Raises:
-        UserError: No such network, or a file that is no checkpoint of ours.
+        UserError: No such network, a file that is no checkpoint of ours, or random weights.
 
     >>> find("tf_efficientnet_lite0")
     ('tf_efficientnet_lite0', 'offline')
     >>> find("resnet50")
     ('resnet50', 'pretrained')
     """
+    if weights == "random":
+        raise UserError(
+            "--weights random: a random network has learned nothing to adapt: train it with `ssl-retrieval "
+            "pretrain`, or begin with learned weights"
+        )
     path = Path(start).expanduser()
     if path.exists():
         file = path / "checkpoint.safetensors" if path.is_dir() else path
