@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 
 from ssl_retrieval import config
+from ssl_retrieval.adaptation.adapt import adapt
+from ssl_retrieval.adaptation.outcome import Outcome
 from ssl_retrieval.analyze import AnalyzeConfig
 from ssl_retrieval.analyze import analyze as run_analyze
 from ssl_retrieval.compare import Comparison
@@ -47,6 +49,8 @@ from ssl_retrieval.types import EmbeddingSet, Report
 
 __all__ = [
     "Collection",
+    "Outcome",
+    "adapt",
     "analyze",
     "chart",
     "compare",

@@ -40,6 +40,17 @@ def test_the_notebook_on_collections_runs(tmp_path: Path) -> None:
         assert name in tables
 
 
+@pytest.mark.slow
+def test_the_notebook_on_adapting_runs(tmp_path: Path) -> None:
+    _, outputs = run("adapt_your_photos", tmp_path)
+    texts = " ".join(output.get("text", "") for output in outputs)
+    assert "Use the adapted network" in texts or "Keep the start" in texts
+    assert "local-dir:" in texts
+    data = [output.get("data", {}) for output in outputs]
+    assert sum("image/png" in shown for shown in data) == 1
+    assert any("report.html" in shown.get("text/html", "") for shown in data)
+
+
 @pytest.mark.parametrize("file", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda file: file.stem)
 def test_notebook_is_stored_without_outputs(file: Path) -> None:
     notebook = nbformat.read(file, as_version=4)

@@ -102,6 +102,11 @@ class Outcome:
         return Path(self.folder) / MODEL
 
     @property
+    def extractor(self) -> dict[str, Any]:
+        """The network as a model section of a config."""
+        return {"name": "checkpoint", "path": str(self.model)}
+
+    @property
     def embeddings(self) -> Path:
         """The photos' vectors, where they were embedded."""
         return Path(self.folder) / EMBEDDINGS
