@@ -60,7 +60,8 @@ class PhotoFolder:
             )
         if self.short_sides:
             low, middle, high = (round(float(np.quantile(self.short_sides, q))) for q in (0, 0.5, 1))
-            said.append(f"Short sides: {low:,} to {high:,} pixels, {middle:,} in the middle.")
+            rest = "" if low == high else f" to {high:,} pixels, {middle:,} in the middle"
+            said.append(f"Short sides: {low:,}{rest or ' pixels'}.")
         return said
 
 
