@@ -227,8 +227,8 @@ def test_a_training_that_was_cut_short_is_told(
 ) -> None:
     run = trial.run
 
-    def slow(name: str, setting: plan.Setting, folder: Path, data: Any, judge: Any, _: float) -> trial.Trial:
-        made = run(name, setting, folder, data, judge, 0.0)
+    def slow(name: str, setting: plan.Setting, folder: Path, judge: trial.Judge, _: float) -> trial.Trial:
+        made = run(name, setting, folder, judge, 0.0)
         assert made.steps == 1
         return made
 

@@ -6,20 +6,20 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ssl_retrieval import checkpoint, config, devices, locking
 from ssl_retrieval.adaptation import outcome as outcome_file
-from ssl_retrieval.adaptation import photo_folder, rule, start_network, trial
+from ssl_retrieval.adaptation import photo_folder, rule, schedule, start_network, trial
 from ssl_retrieval.adaptation.clock import Clock
 from ssl_retrieval.adaptation.neighbours import Example, examples
 from ssl_retrieval.adaptation.outcome import Outcome, Tried
 from ssl_retrieval.adaptation.photo_folder import PhotoFolder
-from ssl_retrieval.adaptation.plan import LEAST_PHOTOS, Pace, Setting, longer, plan
+from ssl_retrieval.adaptation.plan import LEAST_PHOTOS, Setting, longer
 from ssl_retrieval.adaptation.probe import Probe
 from ssl_retrieval.adaptation.rule import Verdict
+from ssl_retrieval.adaptation.schedule import Schedule
 from ssl_retrieval.adaptation.signals import signals
 from ssl_retrieval.adaptation.trial import Judge, Trial
 from ssl_retrieval.atomic import atomic_path, require_writable
@@ -36,16 +36,6 @@ from ssl_retrieval.run_folder import read_json
 
 WORK = "work"
 """Folder of what is of no use once the verdict stands."""
-
-PROBE_SIZES = (100, 150, 200, 300, 500, 700, 1000)
-PROBE_SHARE = 0.05
-"""Share of the time that judging one candidate may take."""
-
-EMBED_SHARE = 0.3
-"""Share of the time that embedding all photos may take; beyond it is left to a command of its own."""
-
-_TRIAL_PROBE = 64
-_PAGE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +109,6 @@ class _Adaptation:
         self.job, self.folder, self.work, self.looked = job, folder, folder / WORK, looked
         self.device = devices.pick(device)
         self.notes = looked.in_words()
-        self.data = {"name": "packed", "root": str(self.work / "photos.npy")}
 
     def finish(self, begun: float) -> Outcome:
         """Do what is left to do.
@@ -165,7 +154,6 @@ class _Adaptation:
     def _pack(self) -> Packed:
         packed = pack(self.looked.distinct, self.job.image_size * 5 // 4, self.work / "photos.npy", "skip")
         report_skipped(packed.skipped, self.job.photos)
-        self.decode_s = self.clock.spent_s / self.looked.num_drawn
         self.clock.note()
         return packed
 
@@ -179,26 +167,25 @@ class _Adaptation:
                 f"(at least {LEAST_PHOTOS} are needed)"
             )
             return [], Verdict(None, reason, {}), []
-        planned = self._plan()
-        judge = Judge(self.packed, planned["probe_photos"], self.job.seed, self.device)
+        judge = Judge(self.packed, self.work / "photos.npy", count, self.job.seed, self.device)
+        planned = self._schedule(judge)
+        judge = dataclasses.replace(judge, limit=planned.probe_photos)
         before = Probe.load(self.work / "start")
-        pace, reserve_s = Pace(**planned["pace"]), planned["reserve_s"]
-        settings = [Setting(**setting) for setting in planned["settings"]]
-        if not settings:
+        if not planned.settings:
             reason = (
                 f"keep the start: {self.job.minutes:g} minutes are too short to try anything on this "
                 f"machine; give more --minutes"
             )
             return [], Verdict(None, reason, {}), []
         trials: list[Trial] = []
-        for number, setting in enumerate(settings, start=1):
-            made = self._trial(setting.name, setting, f"trial-{number}", judge, pace, reserve_s)
+        for number, setting in enumerate(planned.settings, start=1):
+            made = self._trial(setting.name, setting, f"trial-{number}", judge, planned)
             if made is not None:
                 trials.append(made)
         verdict = rule.choose(before, {made.name: made.probe() for made in trials})
-        more = self._longer(trials, verdict, pace, reserve_s)
+        more = self._longer(trials, verdict, planned)
         if more is not None:
-            made = self._trial(f"{more.name}, longer", more, "longer", judge, pace, reserve_s)
+            made = self._trial(f"{more.name}, longer", more, "longer", judge, planned)
             if made is not None:
                 trials.append(made)
                 verdict = rule.choose(before, {made.name: made.probe() for made in trials})
@@ -209,67 +196,45 @@ class _Adaptation:
         ]
         return trials, verdict, tried
 
-    def _plan(self) -> dict[str, Any]:
+    def _schedule(self, judge: Judge) -> Schedule:
         """Measure how fast it goes and decide what is tried; or read what was decided."""
-        file = self.work / "plan.json"
-        stored = read_json(file)
+        file = self.work / "schedule.json"
+        stored = Schedule.load(file)
         if stored is not None:
             return stored
-        budget_s, count = 60 * self.job.minutes, len(self.packed.paths)
-        began = time.monotonic()
-        Judge(self.packed, min(_TRIAL_PROBE, count), self.job.seed, self.device).take(self.start)
-        photo_s = (time.monotonic() - began) / min(_TRIAL_PROBE, count)
-        fitting = [size for size in PROBE_SIZES if size * photo_s <= PROBE_SHARE * budget_s]
-        limit = max([PROBE_SIZES[0], *fitting])
-        began = time.monotonic()
-        probe = Judge(self.packed, limit, self.job.seed, self.device).take(self.start)
-        probe.save(self.work / "start")
-        probe_s = time.monotonic() - began
-        base = Setting(
-            start=self.job.start,
-            weights=self.job.weights,
-            image_size=self.job.image_size,
-            seed=self.job.seed,
+        job = self.job
+        made = schedule.make(
+            Setting(start=job.start, weights=job.weights, image_size=job.image_size, seed=job.seed),
+            judge,
+            self.start,
+            self.work,
+            deadline=time.monotonic() + self.clock.left_s,
+            num_images=len(self.looked.images),
+            decode_s=self.clock.spent_s / self.looked.num_drawn,
         )
-        base = dataclasses.replace(base, batch_size=min(base.batch_size, count // 2))
-        pace = trial.measure_pace(base, self.work / "pace", self.data, probe_s)
-        # A probe embeds every photo once as it is and once per alteration.
-        forward_s = probe_s / (len(probe) * len(probe.vectors))
-        embed_s = len(self.looked.images) * (forward_s + self.decode_s)
-        reserve_s = _PAGE_S + 2 * min(count, 2000) * forward_s
-        embeds = embed_s <= EMBED_SHARE * budget_s
-        reserve_s += embed_s if embeds else 0
-        settings = plan(count, self.clock.left_s - reserve_s, pace, base)
-        stored = {
-            "probe_photos": limit,
-            "pace": dataclasses.asdict(pace),
-            "reserve_s": reserve_s,
-            "embeds": embeds,
-            "settings": [dataclasses.asdict(setting) for setting in settings],
-        }
-        with atomic_path(file) as partial:
-            partial.write_text(json.dumps(stored, indent=1))
+        made.save(file)
         self.clock.note()
-        say(
-            f"a step of {base.batch_size} photos takes {base.batch_size * pace.image_s:.1f} s, judging a "
-            f"candidate by {len(probe)} photos {probe_s:.0f} s; {self.clock.left_s / 60:.1f} minutes are left"
-        )
-        if settings:
-            names = "; ".join(setting.name for setting in settings)
-            say(f"trying {len(settings)} trainings of {settings[0].steps} steps: {names}")
-        return stored
+        say(f"judging a candidate by its photos takes {made.pace.probe_s:.0f} s")
+        if made.settings:
+            first = made.settings[0]
+            say(
+                f"a step of {first.batch_size} photos takes {first.batch_size * made.pace.image_s:.1f} s; "
+                f"{self.clock.left_s / 60:.1f} minutes are left for {len(made.settings)} trainings of "
+                f"{first.steps} steps: {'; '.join(setting.name for setting in made.settings)}"
+            )
+        return made
 
     def _trial(
-        self, name: str, setting: Setting, place: str, judge: Judge, pace: Pace, reserve_s: float
+        self, name: str, setting: Setting, place: str, judge: Judge, planned: Schedule
     ) -> Trial | None:
         """Make a candidate where there is time for it, or read it."""
-        left_s = self.clock.left_s - reserve_s
+        left_s, pace = self.clock.left_s - planned.reserve_s, planned.pace
         if not (self.work / place).exists() and left_s < pace.seconds(setting) * 0.7:
             self._note(f"Not tried, for the time was over: {name}.")
             return None
         say(f"{name}: {setting.steps} steps")
         deadline = time.monotonic() + left_s - pace.probe_s
-        made = trial.run(name, setting, self.work / place, self.data, judge, deadline)
+        made = trial.run(name, setting, self.work / place, judge, deadline)
         if made.steps < setting.steps:
             self._note(
                 f"{name} ended after {made.steps} of {setting.steps} steps: this machine was slower than at "
@@ -278,7 +243,7 @@ class _Adaptation:
         self.clock.note()
         return made
 
-    def _longer(self, trials: list[Trial], verdict: Verdict, pace: Pace, reserve_s: float) -> Setting | None:
+    def _longer(self, trials: list[Trial], verdict: Verdict, planned: Schedule) -> Setting | None:
         """Plan a longer training of the best candidate, or read what was planned."""
         best = next((made for made in trials if made.name == verdict.name), None)
         if best is None:
@@ -286,7 +251,10 @@ class _Adaptation:
         file = self.work / "longer.json"
         stored = read_json(file)
         if stored is None:
-            more = longer(best.setting, self.clock.left_s - reserve_s, pace)
+            # By now it is known better than at the beginning how fast it goes.
+            image_s = best.train_s / (best.steps * best.setting.batch_size)
+            pace = dataclasses.replace(planned.pace, image_s=max(image_s, 1e-6))
+            more = longer(best.setting, self.clock.left_s - planned.reserve_s, pace)
             stored = {"setting": None if more is None else dataclasses.asdict(more)}
             with atomic_path(file) as partial:
                 partial.write_text(json.dumps(stored))
@@ -295,7 +263,8 @@ class _Adaptation:
     def _leave(self, trials: list[Trial], verdict: Verdict, tried: list[Tried]) -> Outcome:
         """Write network, vectors, page and, last of all, the verdict."""
         chosen = next((made for made in trials if made.name == verdict.name), None)
-        embeds = (read_json(self.work / "plan.json") or {"embeds": True})["embeds"]
+        planned = Schedule.load(self.work / "schedule.json")
+        embeds = planned is None or planned.embeds
         self._write_model(self.start if chosen is None else chosen.file, verdict)
         made = Outcome(
             folder=str(self.folder),

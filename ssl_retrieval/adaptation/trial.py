@@ -28,15 +28,22 @@ class Judge:
 
     Attributes:
         photos: Packed photos.
+        file: The pack that holds them.
         limit: How many of them are drawn.
         seed: Of the draw.
         device: Where networks run.
     """
 
     photos: Packed
+    file: Path
     limit: int
     seed: int
     device: torch.device
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The photos as a dataset section."""
+        return {"name": "packed", "root": str(self.file)}
 
     def take(self, file: Path) -> Probe:
         """Embed the photos and their altered versions by the network of a checkpoint."""
@@ -76,23 +83,20 @@ class Trial:
         return Probe.load(self.folder)
 
 
-def run(
-    name: str, setting: Setting, folder: Path, data: dict[str, Any], judge: Judge, deadline: float
-) -> Trial:
+def run(name: str, setting: Setting, folder: Path, judge: Judge, deadline: float) -> Trial:
     """Train and look at a candidate, or read what an earlier process finished.
 
     Args:
         name: What it is called.
         setting: What to train.
         folder: Where.
-        data: Dataset section of the photos.
-        judge: How it is looked at.
+        judge: The photos, and how it is looked at.
         deadline: Reading of ``time.monotonic`` after which training stops.
     """
     stored = read_json(folder / _RECORD)
     if stored is None:
         started = time.monotonic()
-        file = pretrain(pretrain_config(setting, data, folder), deadline)
+        file = pretrain(pretrain_config(setting, judge.data, folder), deadline)
         card = checkpoint.read_card(file)
         judge.take(file).save(folder)
         total_s = time.monotonic() - started
@@ -102,18 +106,21 @@ def run(
     return Trial(name, setting, folder, **stored)
 
 
-def measure_pace(setting: Setting, folder: Path, data: dict[str, Any], probe_s: float) -> Pace:
+def measure_pace(setting: Setting, folder: Path, judge: Judge, probe_s: float) -> Pace:
     """Train a few steps to see how fast it goes.
 
     Args:
         setting: What is to be trained; the anchor, which costs more, is laid on.
         folder: Where; of no further use.
-        data: Dataset section of the photos.
+        judge: The photos.
         probe_s: Seconds that the probe of the start took.
     """
+    anchored = dataclasses.replace(setting, anchor=setting.anchor or 1.0)
+    # Whatever a process prepares in its first step is not prepared again.
+    pretrain(pretrain_config(dataclasses.replace(anchored, steps=1), judge.data, folder / "cold"))
     started = time.monotonic()
-    short = dataclasses.replace(setting, steps=_PACE_STEPS, anchor=setting.anchor or 1.0)
-    file = pretrain(pretrain_config(short, data, folder))
+    short = dataclasses.replace(anchored, steps=_PACE_STEPS)
+    file = pretrain(pretrain_config(short, judge.data, folder / "warm"))
     train_s = checkpoint.read_card(file).train_s
     setup_s = max(0.0, time.monotonic() - started - train_s)
     return Pace(setup_s, train_s / (_PACE_STEPS * setting.batch_size), probe_s)
