@@ -286,6 +286,21 @@ def analyze(inputs: Inputs) -> None:
 
 
 @app.command()
+def study(inputs: Inputs) -> None:
+    """Measure what adapting to photos without labels does to retrieval: sets, starts, methods, settings.
+
+    Stopped, the same command goes on; several may work on one study.
+
+    Example: ssl-retrieval study configs/adapt/study.yaml roots.grocery=grocery out=runs/study
+    """
+    from ssl_retrieval.adaptation.study import study as run
+    from ssl_retrieval.adaptation.study_config import StudyConfig
+
+    progress = run(_load(StudyConfig, inputs))
+    print(f"{progress.finished} of {progress.total} cells are finished")
+
+
+@app.command()
 def leakage(inputs: Inputs) -> None:
     """Find near copies between training, query and gallery images, and list what to leave out.
 

@@ -11,10 +11,12 @@ original, and a collage's background, are neither right nor wrong: they do not c
 """
 
 import hashlib
+import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,6 +43,8 @@ class Config(DataConfig):
     """Options of the loader.
 
     Attributes:
+        of: Dataset section: its training images are the photos, in place of all images of ``root``, which may
+            then be empty.
         copies: The folder where copies are written and found again.
         transformations: Names, each with ``:strength`` where the usual one is not wanted: ``crop``,
             ``jpeg:90``, ….
@@ -49,6 +53,7 @@ class Config(DataConfig):
     """
 
     name: str = "copies"
+    of: Any = field(default=None, metadata={"kind": "dataset"})
     copies: str = ""
     transformations: list[str] = field(default_factory=lambda: list(TRANSFORMATIONS))
     num_originals: int = 250
@@ -77,7 +82,7 @@ def load(cfg: Config) -> Task:
     if cfg.num_originals < 1:
         raise UserError(f"data.num_originals={cfg.num_originals}: must be at least 1")
     if len(photos) < 2:
-        raise UserError(f"{cfg.root!r} holds one image: a search needs at least two")
+        raise UserError(f"{str(photos.root)!r} holds one image: a search needs at least two")
     if not cfg.copies:
         raise UserError("data.copies is not set: give a folder for the copies, e.g. data.copies=runs/images")
     folder = Path(cfg.copies).expanduser()
@@ -95,7 +100,9 @@ def load(cfg: Config) -> Task:
         raise unreadable(photos, *skipped[0])
     report_skipped(skipped, "the copies")
     if not made:
-        raise UserError(f"no copy could be made: none of the drawn images in {cfg.root!r} can be read")
+        raise UserError(
+            f"no copy could be made: none of the drawn images in {str(photos.root)!r} can be read"
+        )
     root = common_root(photos.root, folder, "data.copies")
     relevant, ignored = _answers(made, digests)
     names = "-".join(spec.replace(":", "-") for spec in cfg.transformations)
@@ -119,6 +126,10 @@ def images(cfg: Config) -> ImageSet:
         UserError: The folder is wrong.
     """
     check(cfg)
+    if cfg.of is not None:
+        # A dataset's Config lives in the file of its loader.
+        chosen: ImageSet = importlib.import_module(type(cfg.of).__module__).images(cfg.of)
+        return ImageSet(chosen.root, chosen.paths)
     root = existing_folder("data.root", cfg.root)
     return ImageSet(root, tuple(list_images(root)))
 
