@@ -295,9 +295,14 @@ def study(inputs: Inputs) -> None:
     """
     from ssl_retrieval.adaptation.study import study as run
     from ssl_retrieval.adaptation.study_config import StudyConfig
+    from ssl_retrieval.adaptation.study_table import TABLE, TABLE_TEXT, collect
 
-    progress = run(_load(StudyConfig, inputs))
+    cfg = _load(StudyConfig, inputs)
+    progress = run(cfg)
     print(f"{progress.finished} of {progress.total} cells are finished")
+    if progress.finished:
+        collect(Path(cfg.out).expanduser())
+        say(f"written: {Path(cfg.out).expanduser() / TABLE_TEXT}, {TABLE}")
 
 
 @app.command()

@@ -2,12 +2,16 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from ssl_retrieval.console import say
 from ssl_retrieval.errors import UserError
+
+_POLL_S = 0.5
 
 
 @contextmanager
@@ -45,6 +49,28 @@ def hold(file: Path, refusal: str) -> Iterator[None]:
         # The holder before removed the file between our opening and locking it.
         handle.close()
     with handle:
+        yield
+
+
+@contextmanager
+def in_turn(file: Path, what: str) -> Iterator[None]:
+    """Like `hold`, but wait for a process that holds the lock, and say so.
+
+    Args:
+        file: The lock file.
+        what: What the other process does: ``decoding photos``.
+    """
+    waits = False
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(file, what))
+                break
+            except UserError:
+                if not waits:
+                    say(f"another process is {what}: waiting for it")
+                waits = True
+                time.sleep(_POLL_S)
         yield
 
 

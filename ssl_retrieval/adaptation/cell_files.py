@@ -97,9 +97,19 @@ def read_all(study: Path) -> list[FinishedCell]:
         study: The study's folder.
 
     Raises:
-        UserError: There is none, or one is damaged.
+        UserError: There is none, one is damaged, or there are two of the same name: the data or the
+            training changed in between.
     """
     folders = [file.parent for file in sorted((study / "cells").glob(f"*/{CELL}"))]
     if not folders:
         raise UserError(f"no finished cell in {str(study)!r}: give the out of an `ssl-retrieval study`")
-    return [read(folder) for folder in folders]
+    cells = [read(folder) for folder in folders]
+    seen: dict[Cell, Path] = {}
+    for found in cells:
+        other = seen.setdefault(found.cell, found.folder)
+        if other != found.folder:
+            raise UserError(
+                f"{other} and {found.folder.name} are the same cell of different data or settings: remove "
+                "those of one, or use an out for each"
+            )
+    return cells

@@ -1,7 +1,7 @@
 """The cells of a study: one setting on one set of photos each, in the order in which they are done."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -37,6 +37,10 @@ class Cell:
     def of_start(self) -> "Cell":
         """The cell that this one is compared with."""
         return Cell(self.set, self.start)
+
+    def with_seed(self, seed: int) -> "Cell":
+        """Give the same setting with another seed."""
+        return replace(self, seed=seed)
 
     @property
     def name(self) -> str:

@@ -2,9 +2,6 @@
 
 import dataclasses
 import hashlib
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,19 +10,16 @@ import numpy as np
 
 from ssl_retrieval import plugins
 from ssl_retrieval.adaptation.study_config import SetConfig
-from ssl_retrieval.console import say
 from ssl_retrieval.data.common_root import common_root, paths_below
 from ssl_retrieval.data.tasks import answerable
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.images import report_skipped
-from ssl_retrieval.locking import hold
+from ssl_retrieval.locking import in_turn
 from ssl_retrieval.packing import Packed, pack
 from ssl_retrieval.types import ImageSet, IntArray, Task, digest_of
 
 VIEW_MARGIN = 1.25
 """Side of a packed training photo over the side of a view: crops keep some of a photo's sharpness."""
-
-_POLL_S = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +73,7 @@ def open_set(name: str, cfg: SetConfig, image_size: int, out: Path) -> StudySet:
         UserError: A dataset section is wrong, or no image can be read.
     """
     folder = out / "images"
-    with _in_turn(folder / f".{name}.lock", f"set {name!r}"):
+    with in_turn(folder / f".{name}.lock", f"decoding the images of {name!r}"):
         photos = _loader(cfg.photos).images(cfg.photos)
         photos = dataclasses.replace(photos, labels=None, class_names=())
         if cfg.max_photos:
@@ -192,20 +186,3 @@ def _key(photos: Packed, images: Packed, tasks: dict[str, LabelledTask]) -> str:
         for label, found in tasks.items()
     }
     return digest_of([photos.key, images.key, described])
-
-
-@contextmanager
-def _in_turn(lock: Path, what: str) -> Iterator[None]:
-    """Wait for another process that does the same, then go on."""
-    waits = False
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(hold(lock, ""))
-                break
-            except UserError:
-                if not waits:
-                    say(f"{what}: another process is decoding it; waiting")
-                waits = True
-                time.sleep(_POLL_S)
-        yield
