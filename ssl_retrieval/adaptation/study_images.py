@@ -98,21 +98,25 @@ def limited(task: Task, max_queries: int, max_gallery: int) -> Task:
     """Make a task small enough to be scored for every cell.
 
     What stays depends on the images' file names alone, so that tasks that share images keep the same ones,
-    which then are embedded once. Which queries stay is decided among those with something to find.
+    which then are embedded once. A gallery that must shrink keeps an answer to every query that stays.
 
     Args:
         task: The task.
-        max_queries: At most so many queries.
-        max_gallery: At most so many gallery images.
+        max_queries: At most so many queries, of those with something to find.
+        max_gallery: So many gallery images, or more where the answers are more.
 
     Raises:
-        UserError: No query is left that has anything to find.
+        UserError: No query has anything to find.
     """
-    gallery = lowest(task.gallery.paths, max_gallery)
-    if len(gallery) < len(task.gallery):
-        task = task.restrict(set(task.queries.paths), gallery)
     task = answerable(task)
-    return task.restrict(lowest(task.queries.paths, max_queries), set(task.gallery.paths))
+    task = task.restrict(lowest(task.queries.paths, max_queries), set(task.gallery.paths))
+    paths = task.gallery.paths
+    if len(paths) <= max_gallery:
+        return task
+    answers = {min((paths[i] for i in relevant.tolist()), key=_rank) for relevant in task.relevant}
+    others = [path for path in sorted(paths, key=_rank) if path not in answers]
+    kept = answers.union(others[: max(0, max_gallery - len(answers))])
+    return task.restrict(set(task.queries.paths), kept)
 
 
 def lowest(paths: tuple[str, ...], limit: int) -> set[str]:
@@ -124,11 +128,11 @@ def lowest(paths: tuple[str, ...], limit: int) -> set[str]:
     """
     if len(paths) <= limit:
         return set(paths)
-    return set(sorted(paths, key=lambda path: (_number(path), path))[:limit])
+    return set(sorted(paths, key=_rank)[:limit])
 
 
-def _number(path: str) -> bytes:
-    return hashlib.blake2b(PurePosixPath(path).name.encode(), digest_size=8).digest()
+def _rank(path: str) -> tuple[bytes, str]:
+    return hashlib.blake2b(PurePosixPath(path).name.encode(), digest_size=8).digest(), path
 
 
 def _loader(section: Any) -> Any:
