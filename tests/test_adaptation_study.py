@@ -13,7 +13,7 @@ from command_line import Command
 from ssl_retrieval import backbones, checkpoint, config
 from ssl_retrieval.adaptation import cell_files, study
 from ssl_retrieval.adaptation.cells import Cell, cells_of
-from ssl_retrieval.adaptation.study_config import StudyConfig
+from ssl_retrieval.adaptation.study_config import StudyConfig, sets_of, starts_of
 from ssl_retrieval.adaptation.study_images import limited, lowest
 from ssl_retrieval.adaptation.study_table import collect, effects
 from ssl_retrieval.data import emoji
@@ -21,6 +21,7 @@ from ssl_retrieval.locking import hold
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.resampling import choose
 from ssl_retrieval.statistics import bootstrap_mean
+from ssl_retrieval.train import pretrain
 
 NETWORK = "test_resnet"
 SPEC = InputSpec(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -147,12 +148,11 @@ def test_a_broken_cell_is_reported_and_skipped(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study"
-    whole = study.pretrain
 
     def fails(cfg: Any) -> Path:
         if cfg.seed == 0:
             raise RuntimeError("the loss is nan")
-        return whole(cfg)
+        return pretrain(cfg)
 
     monkeypatch.setattr(study, "pretrain", fails)
     name = "emoji--own--simclr--no-jitter--anchor-0--seed-0"
@@ -172,7 +172,7 @@ def test_a_cell_that_another_process_is_at_is_left_to_it(start: Path, tmp_path: 
     out = tmp_path / "study"
     cfg = settings(out, start, rounds=[{"seeds": [0]}])
     study.study(settings(out, start, rounds=[{"seeds": [0]}], budget_minutes=1e-9))
-    worker = study._Worker(cfg, out, study.sets_of(cfg), study.starts_of(cfg))
+    worker = study._Worker(cfg, out, sets_of(cfg), starts_of(cfg))
     busy = Cell("emoji", "own")
     with hold(out / "locks" / worker.folder(busy).name, "busy"):
         assert study.study(cfg).finished == 1

@@ -66,7 +66,8 @@ def trained_network(file: Path) -> tuple[PooledNetwork, InputSpec, checkpoint.Ca
 
 def _ready(model: nn.Module, spec: InputSpec) -> PooledNetwork:
     network = PooledNetwork(model.eval(), spec, NetworkConfig(name="checkpoint")).eval()
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    network.to(memory_format=torch.channels_last)
+    return network
 
 
 def score_set(

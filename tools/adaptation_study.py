@@ -1,0 +1,319 @@
+"""Write docs/adaptation_results.md and its figures from the folder of an `ssl-retrieval study`.
+
+    python tools/adaptation_study.py runs/study
+
+Everything is read from the finished cells; an unfinished study gives the tables of what is there.
+"""
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+
+from ssl_retrieval.adaptation.cell_files import FinishedCell, read_all
+from ssl_retrieval.adaptation.cells import Cell
+from ssl_retrieval.adaptation.rule import Verdict, choose
+from ssl_retrieval.adaptation.study_table import Effect, collect, effect_of, effects
+from ssl_retrieval.statistics import SIGNIFICANCE, holm
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+DOCS = Path(__file__).parent.parent / "docs"
+GRID, SIGNALS, PAGE = "adaptation_grid.png", "adaptation_signals.png", "adaptation_results.md"
+COLOURS = {False: "#1f77b4", True: "#d62728"}
+JITTER = {False: "no colour changes", True: "colour changes"}
+LEVELS = {"instance": "The same object", "category": "The same kind"}
+COSTS = {
+    "num_photos": "number",
+    "steps": "steps",
+    "train_s": "training, s",
+    "cpu_s": "whole cell, CPU s",
+}
+NUM_SIGNALS = 6
+"""Signals drawn: those whose rank correlation with the change in mAP is farthest from 0."""
+
+_NOT_SIGNALS = {
+    *("set", "start", "method", "jitter", "anchor", "seed", "task", "level", "num_queries", "start_map"),
+    *("map", "delta_map", "low", "high", "p", "delta_hit1", "steps", "train_s", "cpu_s"),
+}
+
+
+def table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Write a Markdown table; the first ``left`` columns are texts, the others numbers."""
+    rule = [":--"] * left + ["--:"] * (len(lines[0]) - left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def change(effect: Effect, p_value: float) -> str:
+    """Give a difference with its interval, in bold where it is real."""
+    found = effect.difference
+    text = f"{found.mean:+.3f}"
+    text = f"**{text}**" if p_value < SIGNIFICANCE else text
+    return f"{text} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def grids(found: Sequence[Effect]) -> dict[tuple[str, str], list[Effect]]:
+    """Sort effects by start and method, in the order in which most is known."""
+    parts: dict[tuple[str, str], list[Effect]] = {}
+    for effect in found:
+        parts.setdefault((effect.cell.start, effect.cell.method), []).append(effect)
+    return dict(sorted(parts.items(), key=lambda item: (-sum(e.num_seeds for e in item[1]), item[0])))
+
+
+def grid_table(found: Sequence[Effect]) -> str:
+    """Give a row per task, a column per setting: the change in mAP with its interval."""
+    settings = sorted({(e.cell.anchor, e.cell.jitter) for e in found})
+    header = ["photos", "task", "mAP of the start"]
+    header += [f"{_anchored(anchor)}, {JITTER[jitter]}" for anchor, jitter in settings]
+    lines = [header]
+    for (name, task), of_task in _by_task(found).items():
+        p_values = holm([e.difference.p_value for e in of_task])
+        cells = {(e.cell.anchor, e.cell.jitter): change(e, p) for e, p in zip(of_task, p_values, strict=True)}
+        start = f"{of_task[0].start:.3f}"
+        lines.append([name, task, start, *(cells.get(setting, "–") for setting in settings)])
+    return table(lines, left=2)
+
+
+def seeds_line(found: Sequence[Effect]) -> str:
+    """Say how many seeds stand behind a table."""
+    counts = sorted({e.num_seeds for e in found})
+    if counts == [1]:
+        return "One seed each: intervals and tests are about these networks."
+    return f"Seeds joined: {' to '.join(map(str, counts))} per setting, in intervals and tests."
+
+
+def costs(cells: Sequence[FinishedCell]) -> str:
+    """Give what a cell took, by set, start and method."""
+    rows = [f.cell.to_dict() | {cost: f.info[cost] for cost in COSTS} for f in cells if not f.cell.is_start]
+    names = ["set", "start", "method"]
+    median = pd.DataFrame(rows).groupby(names, sort=False)[list(COSTS)].median().reset_index()
+    lines = [["photos", "start", "method", *COSTS.values()]]
+    for row in median.to_dict("records"):
+        lines.append([*(row[name] for name in names), *(f"{row[cost]:,.0f}" for cost in COSTS)])
+    return table(lines, left=3)
+
+
+def verdicts(cells: Sequence[FinishedCell]) -> dict[tuple[str, str], tuple[Verdict, dict[str, Cell]]]:
+    """Let the rule choose for each set and start, among all settings of the first seed that is finished."""
+    starts = {(f.cell.set, f.cell.start): f for f in cells if f.cell.is_start}
+    chosen = {}
+    for key, start in starts.items():
+        runs = [f for f in cells if (f.cell.set, f.cell.start) == key and not f.cell.is_start]
+        runs = [f for f in runs if f.cell.seed == min(other.cell.seed for other in runs)]
+        names = {_short(f.cell): f.cell for f in runs}
+        if runs:
+            chosen[key] = choose(start.probe(), {_short(f.cell): f.probe() for f in runs}), names
+    return chosen
+
+
+def rule_table(cells: Sequence[FinishedCell]) -> str:
+    """Give what the rule chose, what that did, and what the best setting of the grid would have done."""
+    by_cell = {f.cell: f for f in cells}
+    lines = [
+        [
+            "photos",
+            "start",
+            "the rule takes",
+            "task",
+            "change in mAP",
+            "not below the start",
+            "best of the grid",
+        ]
+    ]
+    for (name, start), (verdict, names) in verdicts(cells).items():
+        before = by_cell[Cell(name, start)]
+        for task in before.scores:
+            runs = {label: effect_of(before, [by_cell[cell]], task) for label, cell in names.items()}
+            best = max(runs.values(), key=lambda e: e.difference.mean)
+            taken = runs[verdict.name] if verdict.name else None
+            lines.append(
+                [
+                    name,
+                    start,
+                    verdict.name or "the start",
+                    task,
+                    "±0" if taken is None else change(taken, taken.difference.p_value),
+                    "yes" if taken is None or taken.difference.high >= 0 else "NO",
+                    f"{best.difference.mean:+.3f} ({_short(best.cell)})",
+                ]
+            )
+    return table(lines, left=4)
+
+
+def correlations(rows: pd.DataFrame) -> pd.Series:
+    """Give the rank correlation of each signal with the change in mAP, the mean over sets and tasks."""
+    signals = [column for column in rows.columns if column not in _NOT_SIGNALS]
+    groups = [group for _, group in rows.groupby(["set", "start", "task"]) if len(group) >= 4]
+    found = [group[signals].corrwith(group["delta_map"], method="spearman") for group in groups]
+    if not found:
+        return pd.Series(dtype=float)
+    mean = pd.DataFrame(found).mean().dropna()
+    return mean.reindex(mean.abs().sort_values(ascending=False).index)
+
+
+def draw_grid(found: Sequence[Effect], file: Path) -> None:
+    """Draw the change in mAP against the anchor, with and without colour changes: a panel per task."""
+    tasks = _by_task(found)
+    columns = 4
+    rows = -(-len(tasks) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(2.9 * columns, 2.3 * rows + 0.6), squeeze=False, layout="constrained"
+    )
+    anchors = sorted({e.cell.anchor for e in found})
+    for panel in panels.flat[len(tasks) :]:
+        panel.axis("off")
+    for panel, ((name, task), of_task) in zip(panels.flat, tasks.items(), strict=False):
+        panel.axhline(0, color="black", linewidth=0.8)
+        for jitter, colour in COLOURS.items():
+            line = sorted((e for e in of_task if e.cell.jitter == jitter), key=lambda e: e.cell.anchor)
+            if not line:
+                continue
+            x = [anchors.index(e.cell.anchor) + (0.08 if jitter else -0.08) for e in line]
+            mean = np.array([e.difference.mean for e in line])
+            ends = np.array([[e.difference.low, e.difference.high] for e in line]).T
+            panel.errorbar(
+                x,
+                mean,
+                yerr=np.maximum(0, np.abs(ends - mean)),
+                color=colour,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=JITTER[jitter],
+            )
+        panel.set_xticks(range(len(anchors)), [f"{anchor:g}" for anchor in anchors])
+        panel.set_xlim(-0.4, len(anchors) - 0.6)
+        panel.set_title(
+            f"{name}: {task} (start {of_task[0].start:.3f})\n{of_task[0].level}-level", fontsize=8
+        )
+        panel.tick_params(labelsize=7)
+        panel.grid(axis="y", alpha=0.3)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
+    figure.supxlabel("weight λ of the anchor to the start (0 = free)", fontsize=9)
+    figure.supylabel("change in mAP, 95 % interval", fontsize=9)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def draw_signals(rows: pd.DataFrame, file: Path) -> None:
+    """Draw the signals that predict best against the change in mAP: a panel per signal, a colour per set."""
+    names = correlations(rows)[:NUM_SIGNALS]
+    figure, panels = plt.subplots(2, 3, figsize=(11, 6.4), squeeze=False, layout="constrained")
+    colours = {name: f"C{number}" for number, name in enumerate(rows["set"].unique())}
+    for panel in panels.flat[len(names) :]:
+        panel.axis("off")
+    for panel, (signal, rho) in zip(panels.flat, names.items(), strict=False):
+        for name, colour in colours.items():
+            for level, marker in (("instance", "o"), ("category", "^")):
+                part = rows[(rows["set"] == name) & (rows["level"] == level)]
+                if len(part):
+                    panel.scatter(
+                        part[signal],
+                        part["delta_map"],
+                        color=colour,
+                        marker=marker,
+                        s=16,
+                        alpha=0.75,
+                        label=f"{name}, {level}-level",
+                    )
+        panel.axhline(0, color="black", linewidth=0.8)
+        panel.set_title(f"{signal}: mean rank correlation {rho:+.2f}", fontsize=9)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    figure.supxlabel("signal, seen without labels", fontsize=9)
+    figure.supylabel("change in mAP", fontsize=9)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def page(cells: Sequence[FinishedCell], rows: pd.DataFrame) -> str:
+    """Write the document."""
+    trained = [f for f in cells if not f.cell.is_start]
+    setting = trained[0].info["setting"]
+    parts = [
+        "# Adapting to your own photos: whole results",
+        f"Made by `python tools/adaptation_study.py` from {len(trained)} trainings of "
+        f"`configs/adapt/study.yaml` ({datetime.date.today().isoformat()}, CPU): {setting['image_size']} px, "
+        f"batch {setting['batch_size']}, {setting['steps']} steps each. Training saw no label. "
+        "What it means: [adaptation.md](adaptation.md).",
+        "Each number is the mAP after adapting minus that of the start on the same queries, with its 95 % "
+        "interval ([statistics.md](statistics.md)); bold: real at 5 % after Holm's adjustment over the "
+        "settings of a task. Larger tasks are cut to a part that is the same for all cells.",
+        f"![Change in mAP by task]({GRID})",
+    ]
+    for (start, method), found in grids(effects(cells)).items():
+        parts.append(f"## {method} from {start}\n\n{seeds_line(found)}")
+        for level, title in LEVELS.items():
+            of_level = [e for e in found if e.level == level]
+            if of_level:
+                parts += [f"### {title} ({level}-level)", grid_table(of_level)]
+    parts += [
+        "## The rule's choice, made without labels",
+        "Among all settings of one seed. `not below the start`: the interval of the change does not lie "
+        "below 0.",
+        rule_table(cells),
+        "## Signals",
+        f"![Signals against the change in mAP]({SIGNALS})",
+        "Spearman's rank correlation of each signal with the change in mAP, within a set, start and task; "
+        "mean over these:",
+        table([["signal", "correlation"], *([str(n), f"{v:+.2f}"] for n, v in correlations(rows).items())]),
+        "## Cost",
+        "Medians over cells; one thread. The whole cell is training, embedding all tasks and the probe.",
+        costs(cells),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _by_task(found: Sequence[Effect]) -> dict[tuple[str, str], list[Effect]]:
+    tasks: dict[tuple[str, str], list[Effect]] = {}
+    for effect in found:
+        tasks.setdefault((effect.cell.set, effect.task), []).append(effect)
+    return tasks
+
+
+def _anchored(anchor: float) -> str:
+    return f"λ = {anchor:g}" if anchor else "free"
+
+
+def _short(cell: Cell) -> str:
+    return f"{cell.method}, {JITTER[cell.jitter]}, {_anchored(cell.anchor)}"
+
+
+def write(study: Path, docs: Path) -> None:
+    """Write the document and the figures of a study.
+
+    Args:
+        study: The study's folder.
+        docs: Where to write.
+    """
+    rows, cells = collect(study), read_all(study)
+    if rows.empty:
+        raise SystemExit(f"{study}: no training is finished beside its start: let the study go on")
+    first = next(iter(grids(effects(cells)).values()))
+    draw_grid(first, docs / GRID)
+    draw_signals(rows, docs / SIGNALS)
+    (docs / PAGE).write_text(page(cells, rows), "utf-8")
+
+
+def main() -> None:
+    """Write all files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="out folder of the study")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where to write")
+    args = parser.parse_args()
+    write(args.study, args.docs)
+
+
+if __name__ == "__main__":
+    main()
