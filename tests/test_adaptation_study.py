@@ -9,63 +9,20 @@ import pandas as pd
 import pytest
 import yaml
 from command_line import Command
+from small_study import NETWORK, settings, small, start
 
-from ssl_retrieval import backbones, checkpoint, config
 from ssl_retrieval.adaptation import cell_files, study
 from ssl_retrieval.adaptation.cells import Cell, cells_of
-from ssl_retrieval.adaptation.study_config import StudyConfig, sets_of, starts_of
+from ssl_retrieval.adaptation.study_config import sets_of, starts_of
 from ssl_retrieval.adaptation.study_images import limited, lowest
 from ssl_retrieval.adaptation.study_table import collect, effects
 from ssl_retrieval.data import emoji
 from ssl_retrieval.locking import hold
-from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.resampling import choose
 from ssl_retrieval.statistics import bootstrap_mean
 from ssl_retrieval.train import pretrain
 
-NETWORK = "test_resnet"
-SPEC = InputSpec(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network with weights of its own, as if pretrained here."""
-    file = tmp_path_factory.mktemp("start") / "checkpoint.safetensors"
-    model = backbones.make(NETWORK, "random", seed=3)
-    checkpoint.save(model, checkpoint.Card(NETWORK, "standard", SPEC.to_dict()), file)
-    return file
-
-
-def small(out: Path, start: Path, **changes: Any) -> dict[str, Any]:
-    """The smallest study: the demo's emoji, two steps."""
-    photos = {"name": "emoji", "split": "train"}
-    copies = {
-        "name": "copies",
-        "root": "",
-        "of": {"name": "emoji", "split": "test"},
-        "copies": str(out / "copies"),
-        "num_originals": 4,
-        "transformations": ["crop", "gray"],
-    }
-    tasks = {"instance": {"task": "instance"}, "category": {"task": "category"}, "copies": copies}
-    emojis = {"photos": photos, "tasks": tasks, "max_photos": 40, "max_queries": 30, "max_gallery": 80}
-    return {
-        "out": str(out),
-        "sets": {"emoji": emojis},
-        "starts": {"own": {"name": NETWORK, "weights": str(start)}},
-        "jitter": [False],
-        "anchors": [0],
-        "seeds": [0, 1],
-        "image_size": 32,
-        "steps": 2,
-        "batch_size": 8,
-        "probe_photos": 16,
-        **changes,
-    }
-
-
-def settings(out: Path, start: Path, **changes: Any) -> StudyConfig:
-    return config.load(StudyConfig, None, settings=small(out, start, **changes))
+__all__ = ["start"]
 
 
 def job(out: Path, start: Path, **changes: Any) -> Path:
@@ -274,6 +231,7 @@ def test_tasks_that_share_images_keep_the_same_ones() -> None:
         ({"precision": "int8"}, "precision='int8'"),
         ({"starts": {"a": {"name": "no_such_network"}}}, "unknown backbone 'no_such_network'"),
         ({"methods": ["simcler"]}, "unknown method 'simcler'; did you mean"),
+        ({"methods": ["arcface"]}, "methods: 'arcface' learns from labels, and the photos have none"),
     ],
 )
 def test_mistakes_are_one_clear_line(
@@ -282,3 +240,4 @@ def test_mistakes_are_one_clear_line(
     told = cli("study", job(tmp_path / "study", start, **changes))
     assert told.code == 2
     assert told.err.splitlines()[-1].startswith(f"error: {line}")
+    assert not (tmp_path / "study").exists(), "before anything is decoded"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_retrieval import config, precision
+from ssl_retrieval import backbones, config, plugins, precision
 from ssl_retrieval.config import plugin, plugin_map
 from ssl_retrieval.console import say
 from ssl_retrieval.errors import UserError
@@ -135,6 +135,11 @@ def check(cfg: StudyConfig) -> None:
         if not name or {"/", "\\"} & set(name):
             raise UserError(f"{name!r}: names of sets and starts name folders, so they must not hold a slash")
     precision.allowed(cfg.precision, "channels_last")
+    for start in cfg.starts.values():
+        backbones.check_name(start.name)
+    for method in cfg.methods:
+        if plugins.find("method", method).Method.needs_labels:
+            raise UserError(f"methods: {method!r} learns from labels, and the photos have none: leave it out")
     for number, part in enumerate(cfg.rounds):
         for key in ("sets", "starts", "methods", "jitter", "anchors", "seeds"):
             known = list(getattr(cfg, key))

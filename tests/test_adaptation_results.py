@@ -1,0 +1,66 @@
+"""The document of a study: its tables agree with the cells, and a study in its beginnings has one too."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_study import settings, start
+
+from ssl_retrieval.adaptation.cell_files import read_all
+from ssl_retrieval.adaptation.cells import Cell
+from ssl_retrieval.adaptation.study import study
+from ssl_retrieval.adaptation.study_table import effect_of
+
+__all__ = ["start"]
+
+TOOL = Path(__file__).parent.parent / "tools" / "adaptation_study.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    spec = importlib.util.spec_from_file_location("adaptation_study", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_document_and_figures(tool: Any, start: Path, tmp_path: Path) -> None:
+    out, docs = tmp_path / "study", tmp_path / "docs"
+    docs.mkdir()
+    cfg = settings(out, start, jitter=[False, True], anchors=[0, 3], seeds=[0])
+    assert study(cfg).finished == 5
+    tool.write(out, docs)
+    text = (docs / "adaptation_results.md").read_text()
+    for figure in ("adaptation_grid.png", "adaptation_signals.png"):
+        assert f"({figure})" in text
+        assert (docs / figure).read_bytes().startswith(b"\x89PNG")
+    header = next(line for line in text.splitlines() if line.startswith("| photos | task"))
+    assert header.count("λ = 3") == header.count("free") == 2
+    by_cell = {found.cell: found for found in read_all(out)}
+    before = by_cell[Cell("emoji", "own")]
+    effect = effect_of(before, [by_cell[Cell("emoji", "own", "simclr", anchor=3.0)]], "category")
+    row = next(line for line in text.splitlines() if line.startswith("| emoji | category"))
+    assert f"| {effect.start:.3f} |" in row
+    column = header.split(" | ").index("λ = 3, no colour changes")
+    found = row.split(" | ")[column].replace("*", "")
+    assert (
+        found
+        == f"{effect.difference.mean:+.3f} [{effect.difference.low:+.3f}, {effect.difference.high:+.3f}]"
+    )
+    levels = re.findall(r"^### (.*)", text, re.MULTILINE)
+    assert levels == ["The same object (instance-level)", "The same kind (category-level)"]
+    # Sixteen photos are too few for the rule to decide by.
+    assert text.count("| emoji | own | the start | ") == 3
+
+
+def test_a_study_of_starts_alone_has_nothing_to_show(tool: Any, start: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    study(settings(out, start, seeds=[0]))
+    (trained,) = out.glob("cells/*simclr*")
+    trained.rename(tmp_path / "elsewhere")
+    with pytest.raises(SystemExit, match="no training is finished"):
+        tool.write(out, tmp_path)
