@@ -1,5 +1,6 @@
 """The document of a study: its tables agree with the cells, and a study in its beginnings has one too."""
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from small_study import settings, start
 
+from ssl_retrieval.adaptation import cell_files
 from ssl_retrieval.adaptation.cell_files import read_all
 from ssl_retrieval.adaptation.cells import Cell
 from ssl_retrieval.adaptation.study import study
@@ -53,8 +55,17 @@ def test_document_and_figures(tool: Any, start: Path, tmp_path: Path) -> None:
     )
     levels = re.findall(r"^### (.*)", text, re.MULTILINE)
     assert levels == ["The same object (instance-level)", "The same kind (category-level)"]
+    assert "It takes two sets." in text
     # Sixteen photos are too few for the rule to decide by.
     assert text.count("| emoji | own | the start | ") == 3
+
+    for one in by_cell.values():
+        cell = dataclasses.replace(one.cell, set="others")
+        cell_files.write(out / "cells" / cell.name, cell, one.scores, one.probe(), one.info)
+    tool.write(out, docs)
+    text = (docs / "adaptation_results.md").read_text()
+    assert text.count("| others | own | ") == 2 * 3 + 1, "two rules on three tasks, and the cost"
+    assert "| always the start | +0.000 |" in text
 
 
 def test_a_study_of_starts_alone_has_nothing_to_show(tool: Any, start: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import yaml
 from command_line import Command
 from small_study import NETWORK, settings, small, start
 
-from ssl_retrieval.adaptation import cell_files, study
+from ssl_retrieval.adaptation import cell_files, predictors, study
 from ssl_retrieval.adaptation.cells import Cell, cells_of
+from ssl_retrieval.adaptation.signals import signals
 from ssl_retrieval.adaptation.study_config import sets_of, starts_of
 from ssl_retrieval.adaptation.study_images import limited, lowest
 from ssl_retrieval.adaptation.study_table import collect, effects
@@ -146,15 +147,17 @@ def test_the_table_compares_each_cell_with_its_start(finished: Path) -> None:
     assert len(pd.read_csv(finished / "table.csv")) == len(table)
     row = table[(table.task == "category") & (table.seed == 1)].iloc[0]
     cells = {found.cell: found for found in cell_files.read_all(finished)}
-    before = cells[Cell("emoji", "own")].scores["category"]
-    after = cells[Cell("emoji", "own", "simclr", seed=1)].scores["category"]
+    before_cell, after_cell = Cell("emoji", "own"), Cell("emoji", "own", "simclr", seed=1)
+    before, after = cells[before_cell].scores["category"], cells[after_cell].scores["category"]
     change = after.per_query["mAP"] - before.per_query["mAP"]
     groups = choose(before.groups, change, "category").groups
     interval = bootstrap_mean(change, groups=groups)
     assert row.delta_map == pytest.approx(change.mean())
     assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
-    assert row["map"] - row.start_map == pytest.approx(row.delta_map)
-    assert {"level", "p", "train_s", "cpu_s"} <= set(table.columns)
+    assert row["map"] - before.per_query["mAP"].mean() == pytest.approx(row.delta_map)
+    known = signals(cells[before_cell].probe(), cells[after_cell].probe())
+    assert predictors.signal_names(predictors.read(finished / "table.parquet")) == list(known)
+    np.testing.assert_allclose([row[name] for name in known], list(known.values()))
 
 
 def test_seeds_are_joined(finished: Path) -> None:

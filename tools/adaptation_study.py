@@ -7,16 +7,18 @@ Everything is read from the finished cells; an unfinished study gives the tables
 
 import argparse
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
+from ssl_retrieval.adaptation import predictors, selection
 from ssl_retrieval.adaptation.cell_files import FinishedCell, read_all
 from ssl_retrieval.adaptation.cells import Cell
-from ssl_retrieval.adaptation.rule import Verdict, choose
+from ssl_retrieval.adaptation.rule import choose
 from ssl_retrieval.adaptation.study_table import Effect, collect, effect_of, effects
 from ssl_retrieval.statistics import SIGNIFICANCE, holm
 
@@ -34,13 +36,10 @@ COSTS = {
     "train_s": "training, s",
     "cpu_s": "whole cell, CPU s",
 }
+NUM_RULES = 12
+"""Rules listed: the most useful ones."""
 NUM_SIGNALS = 6
 """Signals drawn: those whose rank correlation with the change in mAP is farthest from 0."""
-
-_NOT_SIGNALS = {
-    *("set", "start", "method", "jitter", "anchor", "seed", "task", "level", "num_queries", "start_map"),
-    *("map", "delta_map", "low", "high", "p", "delta_hit1", "steps", "train_s", "cpu_s"),
-}
 
 
 def table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -98,62 +97,84 @@ def costs(cells: Sequence[FinishedCell]) -> str:
     return table(lines, left=3)
 
 
-def verdicts(cells: Sequence[FinishedCell]) -> dict[tuple[str, str], tuple[Verdict, dict[str, Cell]]]:
-    """Let the rule choose for each set and start, among all settings of the first seed that is finished."""
-    starts = {(f.cell.set, f.cell.start): f for f in cells if f.cell.is_start}
-    chosen = {}
-    for key, start in starts.items():
-        runs = [f for f in cells if (f.cell.set, f.cell.start) == key and not f.cell.is_start]
+def fixed_rule(cells: Sequence[FinishedCell]) -> dict[tuple[str, str], Cell | None]:
+    """Let the rule of the `adapt` command choose for each set and start, among the settings of one seed."""
+    chosen: dict[tuple[str, str], Cell | None] = {}
+    for start in (f for f in cells if f.cell.is_start):
+        runs = [f for f in cells if f.cell.of_start == start.cell and not f.cell.is_start]
         runs = [f for f in runs if f.cell.seed == min(other.cell.seed for other in runs)]
-        names = {_short(f.cell): f.cell for f in runs}
         if runs:
-            chosen[key] = choose(start.probe(), {_short(f.cell): f.probe() for f in runs}), names
+            verdict = choose(start.probe(), {f.cell.name: f.probe() for f in runs})
+            names = {f.cell.name: f.cell for f in runs}
+            chosen[start.cell.set, start.cell.start] = names.get(verdict.name or "")
     return chosen
 
 
-def rule_table(cells: Sequence[FinishedCell]) -> str:
-    """Give what the rule chose, what that did, and what the best setting of the grid would have done."""
+def rule_of_others(rows: pd.DataFrame) -> dict[tuple[str, str], Cell | None]:
+    """Choose for each set by a signal, its direction and threshold that the other sets alone chose."""
+    if rows["set"].nunique() < 2:
+        return {}
+    runs = selection.runs_of(rows)
+    table = selection.leave_one_set_out(rows, _best_signal)
+    return {
+        (taken["set"], taken["start"]): None if taken["row"] < 0 else _cell(runs.loc[taken["row"]].to_dict())
+        for taken in table.to_dict("records")
+    }
+
+
+def _best_signal(runs: pd.DataFrame) -> selection.Score:
+    fitted = [selection.single(name)(runs) for name in predictors.signal_names(runs)]
+    return max(fitted, key=lambda score: selection.utility(runs, score(runs)))
+
+
+def _cell(run: Mapping[Any, Any]) -> Cell:
+    kinds = {"jitter": bool, "anchor": float, "seed": int}
+    return Cell(**{name: kinds.get(name, str)(run[name]) for name in predictors.RUN})
+
+
+def rule_table(cells: Sequence[FinishedCell], chosen: Mapping[tuple[str, str], Cell | None]) -> str:
+    """Give what a rule chose, what that did to each task, and what the best setting would have done."""
     by_cell = {f.cell: f for f in cells}
-    lines = [
-        [
-            "photos",
-            "start",
-            "the rule takes",
-            "task",
-            "change in mAP",
-            "not below the start",
-            "best of the grid",
-        ]
-    ]
-    for (name, start), (verdict, names) in verdicts(cells).items():
+    lines = [["photos", "start", "taken", "task", "change in mAP", "not below", "best of the grid"]]
+    for (name, start), taken in chosen.items():
         before = by_cell[Cell(name, start)]
+        runs = [f for f in cells if f.cell.of_start == before.cell and not f.cell.is_start]
         for task in before.scores:
-            runs = {label: effect_of(before, [by_cell[cell]], task) for label, cell in names.items()}
-            best = max(runs.values(), key=lambda e: e.difference.mean)
-            taken = runs[verdict.name] if verdict.name else None
+            did = None if taken is None else effect_of(before, [by_cell[taken]], task)
+            best = max((effect_of(before, [f], task) for f in runs), key=lambda e: e.difference.mean)
             lines.append(
                 [
                     name,
                     start,
-                    verdict.name or "the start",
+                    "the start" if taken is None else _short(taken),
                     task,
-                    "±0" if taken is None else change(taken, taken.difference.p_value),
-                    "yes" if taken is None or taken.difference.high >= 0 else "NO",
+                    "±0" if did is None else change(did, did.difference.p_value),
+                    "yes" if did is None or did.difference.high >= 0 else "NO",
                     f"{best.difference.mean:+.3f} ({_short(best.cell)})",
                 ]
             )
     return table(lines, left=4)
 
 
-def correlations(rows: pd.DataFrame) -> pd.Series:
-    """Give the rank correlation of each signal with the change in mAP, the mean over sets and tasks."""
-    signals = [column for column in rows.columns if column not in _NOT_SIGNALS]
-    groups = [group for _, group in rows.groupby(["set", "start", "task"]) if len(group) >= 4]
-    found = [group[signals].corrwith(group["delta_map"], method="spearman") for group in groups]
-    if not found:
-        return pd.Series(dtype=float)
-    mean = pd.DataFrame(found).mean().dropna()
-    return mean.reindex(mean.abs().sort_values(ascending=False).index)
+def rules_table(rows: pd.DataFrame) -> str:
+    """Give what choosing by each signal is worth on sets that had no part in it."""
+    found = selection.compare_rules(rows)
+    known = found["rule"].isin(("always the start", "the best run"))
+    found = pd.concat([found[known], found[~known].head(NUM_RULES)])
+    names = ["delta", "worst", "worst_task", "regret", "taken"]
+    lines = [["rule", *names]]
+    for row in found.to_dict("records"):
+        lines.append([str(row["rule"]), *(f"{row[name]:+.3f}" for name in names)])
+    return table(lines)
+
+
+def signals_table(found: pd.DataFrame) -> str:
+    """Give the rank correlation of each signal with the change in mAP."""
+    lines = [["signal", "within sets", "95 % interval", "all rows"]]
+    for row in found.to_dict("records"):
+        interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
+        lines.append([str(row["signal"]), f"{row['within']:+.2f}", interval, f"{row['pooled']:+.2f}"])
+    return table(lines)
 
 
 def draw_grid(found: Sequence[Effect], file: Path) -> None:
@@ -201,9 +222,9 @@ def draw_grid(found: Sequence[Effect], file: Path) -> None:
     plt.close(figure)
 
 
-def draw_signals(rows: pd.DataFrame, file: Path) -> None:
+def draw_signals(rows: pd.DataFrame, found: pd.DataFrame, file: Path) -> None:
     """Draw the signals that predict best against the change in mAP: a panel per signal, a colour per set."""
-    names = correlations(rows)[:NUM_SIGNALS]
+    names = found.dropna(subset=["within"]).set_index("signal")["within"][:NUM_SIGNALS]
     figure, panels = plt.subplots(2, 3, figsize=(11, 6.4), squeeze=False, layout="constrained")
     colours = {name: f"C{number}" for number, name in enumerate(rows["set"].unique())}
     for panel in panels.flat[len(names) :]:
@@ -223,7 +244,7 @@ def draw_signals(rows: pd.DataFrame, file: Path) -> None:
                         label=f"{name}, {level}-level",
                     )
         panel.axhline(0, color="black", linewidth=0.8)
-        panel.set_title(f"{signal}: mean rank correlation {rho:+.2f}", fontsize=9)
+        panel.set_title(f"{signal}: rank correlation {rho:+.2f}", fontsize=9)
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
     handles, labels = panels.flat[0].get_legend_handles_labels()
@@ -235,7 +256,7 @@ def draw_signals(rows: pd.DataFrame, file: Path) -> None:
     plt.close(figure)
 
 
-def page(cells: Sequence[FinishedCell], rows: pd.DataFrame) -> str:
+def page(cells: Sequence[FinishedCell], rows: pd.DataFrame, found_signals: pd.DataFrame) -> str:
     """Write the document."""
     trained = [f for f in cells if not f.cell.is_start]
     setting = trained[0].info["setting"]
@@ -257,20 +278,34 @@ def page(cells: Sequence[FinishedCell], rows: pd.DataFrame) -> str:
             if of_level:
                 parts += [f"### {title} ({level}-level)", grid_table(of_level)]
     parts += [
-        "## The rule's choice, made without labels",
-        "Among all settings of one seed. `not below the start`: the interval of the change does not lie "
-        "below 0.",
-        rule_table(cells),
+        "## What the rule takes, without labels",
+        "The rule of `ssl-retrieval adapt`, among all settings of one seed. `not below`: the 95 % interval "
+        "of the change does not lie below 0. Its constants were set when sets like these were known.",
+        rule_table(cells, fixed_rule(cells)),
+        "The same for a rule that never met the set: which signal, which way and from where on was found on "
+        "the other sets (leave one set out).",
+        rule_table(cells, rule_of_others(rows)) if rows["set"].nunique() > 1 else "It takes two sets.",
+        *_rules(rows),
         "## Signals",
         f"![Signals against the change in mAP]({SIGNALS})",
-        "Spearman's rank correlation of each signal with the change in mAP, within a set, start and task; "
-        "mean over these:",
-        table([["signal", "correlation"], *([str(n), f"{v:+.2f}"] for n, v in correlations(rows).items())]),
+        "Spearman's rank correlation of each signal with the change in mAP, within a task, mean over sets; "
+        "interval: bootstrap over sets and runs.",
+        signals_table(found_signals),
         "## Cost",
         "Medians over cells; one thread. The whole cell is training, embedding all tasks and the probe.",
         costs(cells),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _rules(rows: pd.DataFrame) -> list[str]:
+    if rows["set"].nunique() < 2:
+        return []
+    return [
+        "What choosing by a signal is worth, leave one set out: mean change in mAP over sets and starts, the "
+        "worst of them, the worst task, mean distance to the best run, share of sets where it takes a run.",
+        rules_table(rows),
+    ]
 
 
 def _by_task(found: Sequence[Effect]) -> dict[tuple[str, str], list[Effect]]:
@@ -300,8 +335,9 @@ def write(study: Path, docs: Path) -> None:
         raise SystemExit(f"{study}: no training is finished beside its start: let the study go on")
     first = next(iter(grids(effects(cells)).values()))
     draw_grid(first, docs / GRID)
-    draw_signals(rows, docs / SIGNALS)
-    (docs / PAGE).write_text(page(cells, rows), "utf-8")
+    found_signals = predictors.rank_correlations(rows)
+    draw_signals(rows, found_signals, docs / SIGNALS)
+    (docs / PAGE).write_text(page(cells, rows, found_signals), "utf-8")
 
 
 def main() -> None:

@@ -54,9 +54,9 @@ def collect(study: Path) -> pd.DataFrame:
 
     Returns:
         A row per trained cell and task: ``set``, ``start``, ``method``, ``jitter``, ``anchor``, ``seed``,
-        ``task``, ``level``, ``num_queries``, ``start_map``, ``map``, ``delta_map`` with its 95 % interval
-        ``low`` to ``high`` and ``p`` (paired, see `resampling`), ``delta_hit1``, ``steps``, ``train_s``,
-        ``cpu_s``, and a column per signal of `signals`. A cell whose start is not finished is left out.
+        ``task``, ``level``, ``map``, ``delta_map`` (against the start, on the same queries) with its 95 %
+        interval ``low`` to ``high`` and ``p`` (see `resampling`), ``train_s``; all other columns are signals,
+        for `predictors` takes every further number for one. A cell whose start is not finished is left out.
 
     Raises:
         UserError: No cell is finished, or one is damaged.
@@ -68,24 +68,18 @@ def collect(study: Path) -> pd.DataFrame:
         seen = signals(probes.setdefault(start.cell, start.probe()), adapted.probe())
         for task in adapted.scores:
             effect = effect_of(start, [adapted], task)
-            scored, change = adapted.scores[task], effect.difference
-            hits = scored.per_query["hit_rate@1"] - start.scores[task].per_query["hit_rate@1"]
+            change = effect.difference
             rows.append(
                 adapted.cell.to_dict()
                 | {
                     "task": task,
                     "level": effect.level,
-                    "num_queries": change.num_queries,
-                    "start_map": effect.start,
-                    "map": float(np.nanmean(scored.per_query[HEADLINE])),
+                    "map": float(np.nanmean(adapted.scores[task].per_query[HEADLINE])),
                     "delta_map": change.mean,
                     "low": change.low,
                     "high": change.high,
                     "p": change.p_value,
-                    "delta_hit1": float(np.nanmean(hits)),
-                    "steps": adapted.info["steps"],
                     "train_s": adapted.info["train_s"],
-                    "cpu_s": adapted.info["cpu_s"],
                 }
                 | seen
             )
