@@ -31,6 +31,7 @@ def tool() -> Any:
 
 
 def test_document_and_figures(tool: Any, start: Path, tmp_path: Path) -> None:
+    tool.RESAMPLES = 10
     out, docs = tmp_path / "study", tmp_path / "docs"
     docs.mkdir()
     cfg = settings(out, start, jitter=[False, True], anchors=[0, 3], seeds=[0])

@@ -36,6 +36,8 @@ COSTS = {
     "train_s": "training, s",
     "cpu_s": "whole cell, CPU s",
 }
+RESAMPLES = 500
+"""Of the bootstrap behind the intervals of rank correlations."""
 NUM_RULES = 12
 """Rules listed: the most useful ones."""
 NUM_SIGNALS = 6
@@ -164,7 +166,7 @@ def rules_table(rows: pd.DataFrame) -> str:
     names = ["delta", "worst", "worst_task", "regret", "taken"]
     lines = [["rule", *names]]
     for row in found.to_dict("records"):
-        lines.append([str(row["rule"]), *(f"{row[name]:+.3f}" for name in names)])
+        lines.append([str(row["rule"]), *(_signed(row[name], 3) for name in names)])
     return table(lines)
 
 
@@ -172,8 +174,8 @@ def signals_table(found: pd.DataFrame) -> str:
     """Give the rank correlation of each signal with the change in mAP."""
     lines = [["signal", "within sets", "95 % interval", "all rows"]]
     for row in found.to_dict("records"):
-        interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
-        lines.append([str(row["signal"]), f"{row['within']:+.2f}", interval, f"{row['pooled']:+.2f}"])
+        interval = f"{_signed(row['low'])} to {_signed(row['high'])}"
+        lines.append([str(row["signal"]), _signed(row["within"]), interval, _signed(row["pooled"])])
     return table(lines)
 
 
@@ -315,6 +317,10 @@ def _by_task(found: Sequence[Effect]) -> dict[tuple[str, str], list[Effect]]:
     return tasks
 
 
+def _signed(value: float, digits: int = 2) -> str:
+    return "–" if np.isnan(value) else f"{value:+.{digits}f}"
+
+
 def _anchored(anchor: float) -> str:
     return f"λ = {anchor:g}" if anchor else "free"
 
@@ -335,7 +341,7 @@ def write(study: Path, docs: Path) -> None:
         raise SystemExit(f"{study}: no training is finished beside its start: let the study go on")
     first = next(iter(grids(effects(cells)).values()))
     draw_grid(first, docs / GRID)
-    found_signals = predictors.rank_correlations(rows)
+    found_signals = predictors.rank_correlations(rows, RESAMPLES)
     draw_signals(rows, found_signals, docs / SIGNALS)
     (docs / PAGE).write_text(page(cells, rows, found_signals), "utf-8")
 
