@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ssl_retrieval.copy_transformations import TRANSFORMATIONS
-from ssl_retrieval.data import copies
+from ssl_retrieval.data import copies, emoji
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.types import Task
 
@@ -134,3 +134,20 @@ def test_one_photo_is_no_search(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "only.png")
     with pytest.raises(UserError, match="one image"):
         copies.load(copies.Config(root=str(tmp_path), copies=str(tmp_path.parent / "made")))
+
+
+def test_copies_of_another_datasets_training_images(tmp_path: Path) -> None:
+    of = emoji.Config(split="test")
+    made = copies.Config(
+        root="", of=of, copies=str(tmp_path / "made"), num_originals=2, transformations=["crop"]
+    )
+    task = copies.load(made)
+    photos = emoji.images(of)
+    assert [task.gallery.file(i).resolve() for i in range(len(photos))] == [
+        photos.file(i).resolve() for i in range(len(photos))
+    ]
+    assert task.gallery.labels is None
+    assert len(task.queries) == 2
+    for query, relevant in zip(task.queries.paths, task.relevant, strict=True):
+        (original,) = relevant.tolist()
+        assert Path(task.gallery.paths[original]).stem in query

@@ -246,6 +246,7 @@ def draw_signals(rows: pd.DataFrame, found: pd.DataFrame, file: Path) -> None:
                         label=f"{name}, {level}-level",
                     )
         panel.axhline(0, color="black", linewidth=0.8)
+        panel.locator_params(axis="x", nbins=5)
         panel.set_title(f"{signal}: rank correlation {rho:+.2f}", fontsize=9)
         panel.tick_params(labelsize=7)
         panel.grid(alpha=0.3)
