@@ -202,7 +202,8 @@ class _Worker:
 
     def _key(self, cell: Cell) -> str:
         setting = asdict(self._setting(cell)) if not cell.is_start else {"image_size": self.cfg.image_size}
-        return digest_of([setting, self._start_digest(cell), self._set(cell).key, self.cfg.probe_photos])
+        scoring = [self.cfg.precision, self.cfg.probe_photos]
+        return digest_of([setting, self._start_digest(cell), self._set(cell).key, scoring])
 
     def _start_digest(self, cell: Cell) -> str:
         if cell.start not in self.digests:
