@@ -168,7 +168,6 @@ def test_a_batch_that_cannot_be_divided_is_named(batch_size: int, accumulate: in
     [
         ({"name": "simclr", "output_dim": 16}, "none"),
         ({"name": "supcon"}, "folder"),
-        ({"name": "softmax", "labels": "clusters", "clusters": 4}, "none"),
         ({"name": "pair_triplet", "pairs": "neighbours", "negatives": 3, "k": 3, "skip": 0}, "none"),
     ],
 )
