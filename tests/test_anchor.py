@@ -13,6 +13,7 @@ from method_makers import IMAGE_SIZE, method_of, needs_labels, views_for
 from safetensors.torch import save_file
 from short_runs import STEPS, go, go_until, rows, same, user_error, write_job, write_many_sizes
 from test_distributed import ROUNDING, assert_near, smooth
+from test_train_step import let_compile
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
@@ -239,6 +240,23 @@ def test_a_stopped_run_with_anchors_ends_as_if_nothing_had_happened(
     ended = [[row["loss"] for row in rows(tmp_path / run / "metrics.jsonl")] for run in ("whole", "run")]
     assert ended[0] == ended[1]
     assert len(ended[0]) == STEPS
+
+
+def test_a_compiled_network_is_anchored_as_a_plain_one(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["anchor.similarity=1", "anchor.interpolate=0.5", "epochs=1"]
+    plain = go(job, tmp_path / "plain", *settings)
+    seen: list[str] = []
+
+    def compiler(function: Any, **how: Any) -> Any:
+        seen.append(function.__name__)
+        return function
+
+    let_compile(monkeypatch, compiler)
+    assert same(go(job, tmp_path / "run", "compile=all", *settings), plain)
+    # The network in training, and the start.
+    assert seen.count("forward_features") == 2
 
 
 def test_another_start_is_refused_on_resume(tmp_path: Path, job: Path, start_file: Path) -> None:
