@@ -246,7 +246,6 @@ def test_a_compiled_network_is_anchored_as_a_plain_one(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ["anchor.similarity=1", "anchor.interpolate=0.5", "epochs=1"]
-    plain = go(job, tmp_path / "plain", *settings)
     seen: list[str] = []
 
     def compiler(function: Any, **how: Any) -> Any:
@@ -254,6 +253,8 @@ def test_a_compiled_network_is_anchored_as_a_plain_one(
         return function
 
     let_compile(monkeypatch, compiler)
+    plain = go(job, tmp_path / "plain", "compile=views", *settings)
+    assert "forward_features" not in seen
     assert same(go(job, tmp_path / "run", "compile=all", *settings), plain)
     # The network in training, and the start.
     assert seen.count("forward_features") == 2
