@@ -8,20 +8,24 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 
 from ssl_retrieval import collapse, metrics
 from ssl_retrieval.adaptation.probe import FAMILIES, HELD_OUT, Probe
-from ssl_retrieval.adaptation.views import K, agreement, found_again, jaccard, nearest_others, shared
+from ssl_retrieval.adaptation.views import (
+    K,
+    agreement,
+    found_again,
+    jaccard,
+    nearest_others,
+    shared,
+    silhouettes,
+)
 from ssl_retrieval.hubness import hubness, k_occurrences
 from ssl_retrieval.search import relevant_ranks, top_k
 from ssl_retrieval.types import FloatArray, IntArray, VectorArray
 
 LEAST_PHOTOS = 3
 """With fewer there is no neighbour to compare."""
-
-_CLUSTER_SEED = 0
 
 
 def signals(start: Probe, adapted: Probe) -> dict[str, float]:
@@ -43,7 +47,7 @@ def signals(start: Probe, adapted: Probe) -> dict[str, float]:
         - ``kept_pairs``: mean average precision with which the pairs that are each other's nearest at the
           start are still found;
         - ``cka``: similarity of the two spaces (linear CKA; Kornblith et al., ICML 2019, arXiv 1905.00414);
-        - ``clusters``: change of the silhouette of k-means clusters (Rousseeuw, 1987);
+        - ``clusters``: change of the mean of `views.silhouettes`;
         - ``reciprocity``: change of the share of nearest neighbours that are mutual;
         - ``hubness``: change of the Robin Hood index of k-occurrence (see `hubness`);
         - ``contrast``: change of how far the nearest photo stands out from the photos at large.
@@ -54,7 +58,7 @@ def signals(start: Probe, adapted: Probe) -> dict[str, float]:
     before, after = _of_one(start), _of_one(adapted)
     values = {name: after[name] - before[name] for name in after}
     values["kept_neighbours"] = stability(start, adapted)
-    values["kept_pairs"] = _kept_pairs(start, adapted)
+    values["kept_pairs"] = kept_pairs(start, adapted)
     values["cka"] = cka(start.photos, adapted.photos)
     return {name: values[name] for name in names}
 
@@ -83,6 +87,27 @@ def stability(first: Probe, second: Probe) -> float:
     """
     own = (nearest_others(probe.photos, probe.photos) for probe in (first, second))
     return float(jaccard(shared(*own)).mean())
+
+
+def kept_pairs(start: Probe, adapted: Probe) -> float:
+    """Search the pairs that the start is surest of, each the other's nearest: mAP by the adapted features.
+
+    Returns:
+        In [0, 1]; NaN where the start has no such pair.
+    """
+    nearest = nearest_others(start.photos, start.photos, 1)[:, 0]
+    mutual = np.flatnonzero(nearest[nearest] == np.arange(len(start)))
+    if not len(mutual):
+        return float("nan")
+    ranks = relevant_ranks(
+        adapted.photos[mutual], adapted.photos, list(nearest[mutual][:, None]), list(mutual[:, None])
+    )
+    return float(metrics.compute("mAP", ranks).mean())
+
+
+def log_rank(probe: Probe) -> float:
+    """Give the log of the effective rank of the photos' vectors (RankMe), after centring; at least 0."""
+    return math.log(max(1.0, collapse.effective_rank(collapse.centre(probe.photos))))
 
 
 def comparable(start: Probe, adapted: Probe) -> bool:
@@ -134,12 +159,12 @@ def _of_one(probe: Probe) -> dict[str, float]:
         values |= {f"{signal}_{family}": _mean(per_photo, probe.family(family)) for family in FAMILIES}
     views = [probe.vectors[name] for name in held_out(probe)]
     return values | {
-        "rank": math.log(max(1.0, collapse.effective_rank(collapse.centre(photos)))),
+        "rank": log_rank(probe),
         "alignment": float(np.mean([collapse.alignment(photos, view) for view in views]))
         if views
         else math.nan,
         "uniformity": collapse.uniformity(photos),
-        "clusters": _clusters(photos),
+        "clusters": float(silhouettes(photos).mean()),
         "reciprocity": _reciprocity(neighbours),
         "hubness": _hubness(photos),
         "contrast": _contrast(photos),
@@ -163,25 +188,6 @@ def _names(signal: str) -> list[str]:
 
 def _mean(per_photo: dict[str, FloatArray], names: list[str]) -> float:
     return float(of_family(per_photo, names).mean()) if names else float("nan")
-
-
-def _kept_pairs(start: Probe, adapted: Probe) -> float:
-    nearest = nearest_others(start.photos, start.photos, 1)[:, 0]
-    mutual = np.flatnonzero(nearest[nearest] == np.arange(len(start)))
-    if not len(mutual):
-        return float("nan")
-    ranks = relevant_ranks(
-        adapted.photos[mutual], adapted.photos, list(nearest[mutual][:, None]), list(mutual[:, None])
-    )
-    return float(metrics.compute("mAP", ranks).mean())
-
-
-def _clusters(photos: VectorArray) -> float:
-    count = round(math.sqrt(len(photos)))
-    if count < 2 or len(np.unique(photos, axis=0)) <= count:
-        return float("nan")
-    labels = KMeans(count, n_init=1, random_state=_CLUSTER_SEED).fit_predict(photos)
-    return float(silhouette_score(photos, labels)) if len(np.unique(labels)) > 1 else float("nan")
 
 
 def _reciprocity(neighbours: IntArray) -> float:

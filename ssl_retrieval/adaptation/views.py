@@ -1,6 +1,11 @@
-"""What altered photos find among the photos: their originals, and their originals' neighbours. No labels."""
+"""Label-free values of each photo, so that two networks can be compared photo by photo.
+
+What its altered copies find (itself, and its neighbours), and how clearly it belongs to a group.
+"""
 
 import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_samples
 
 from ssl_retrieval import metrics
 from ssl_retrieval.adaptation.probe import IDENTITY, Probe
@@ -9,6 +14,11 @@ from ssl_retrieval.types import FloatArray, IntArray, VectorArray
 
 K = 10
 """Neighbours that are compared."""
+
+GROUP_SIZES = (28, 14, 7, 3.5)
+"""Photos per cluster. One number of clusters alone makes the silhouette as noisy as what it is to tell."""
+
+_CLUSTER_SEED = 0
 
 
 def nearest_others(queries: VectorArray, photos: VectorArray, k: int = K) -> IntArray:
@@ -83,3 +93,24 @@ def agreement(probe: Probe, k: int = K) -> dict[str, FloatArray]:
         for name, views in probe.vectors.items()
         if name != IDENTITY
     }
+
+
+def silhouettes(photos: VectorArray) -> FloatArray:
+    """See how much nearer a photo is to its own cluster than to the next one (Rousseeuw, 1987).
+
+    Averaged over k-means with several numbers of clusters.
+
+    Args:
+        photos: float32 [N, D].
+
+    Returns:
+        float64 [N] in [-1, 1]; 0 for all where there are too few different photos to form clusters.
+    """
+    num_different = len(np.unique(photos, axis=0))
+    counts = {round(len(photos) / size) for size in GROUP_SIZES}
+    found = [np.zeros(len(photos))]
+    for count in sorted(count for count in counts if 2 <= count < num_different):
+        labels = KMeans(count, n_init=1, random_state=_CLUSTER_SEED).fit_predict(photos)
+        if 2 <= len(np.unique(labels)) < len(photos):
+            found.append(silhouette_samples(photos, labels).astype(np.float64))
+    return np.mean(found[1:] or found, axis=0)

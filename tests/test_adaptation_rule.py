@@ -1,0 +1,112 @@
+"""The rule on made-up features of known quality: better, as good, worse, collapsed, broken."""
+
+import numpy as np
+import pytest
+from made_up_probes import NAMES, changed, probe, unit
+
+from ssl_retrieval.adaptation.probe import FAMILIES, IDENTITY, Probe
+from ssl_retrieval.adaptation.rule import LEAST_PHOTOS, choose, colour_matters
+
+START = probe(groups=0.8)
+BETTER = probe(groups=1.6)
+
+
+def test_clearly_better_features_are_taken() -> None:
+    verdict = choose(START, {"better": BETTER})
+    assert verdict.name == "better"
+    assert verdict.reason.startswith("use better: altered photos keep more of their neighbours")
+    assert verdict.scores["better"] > 0.05
+
+
+def test_the_best_of_several_is_taken() -> None:
+    candidates = {"a bit": probe(groups=1.1), "much": BETTER, "worse": probe(groups=0.4)}
+    verdict = choose(START, candidates)
+    assert verdict.name == "much"
+    assert verdict.scores["worse"] < 0 < verdict.scores["a bit"] < verdict.scores["much"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
+def test_the_start_with_noise_is_not_better(noise: float, seed: int) -> None:
+    verdict = choose(START, {"noise": changed(START, noise, seed)})
+    assert verdict.name is None
+    assert verdict.reason.startswith("keep the start: ")
+
+
+def test_worse_features_are_refused() -> None:
+    verdict = choose(BETTER, {"worse": START})
+    assert verdict.name is None
+    assert verdict.scores["worse"] < 0
+
+
+def test_collapse_is_refused_in_plain_words() -> None:
+    few = Probe({name: unit(vectors[:, :2] + 3) for name, vectors in BETTER.vectors.items()}, BETTER.ids)
+    constant = Probe({name: unit(np.ones_like(v)) for name, v in BETTER.vectors.items()}, BETTER.ids)
+    for ruined in (few, constant):
+        verdict = choose(START, {"ruined": ruined})
+        assert verdict.name is None
+        assert "of its directions" in verdict.reason
+
+
+def test_features_that_drifted_off_are_refused_although_they_are_tidy() -> None:
+    # Clear groups that hold, but not those that the start knew.
+    order = np.random.default_rng(5).permutation(len(BETTER))
+    shuffled = Probe({name: vectors[order] for name, vectors in BETTER.vectors.items()}, START.ids)
+    verdict = choose(START, {"elsewhere": shuffled})
+    assert verdict.name is None
+    assert "surest before" in verdict.reason
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    vectors = {name: v.copy() for name, v in BETTER.vectors.items()}
+    vectors[NAMES[0]][3] = np.nan
+    broken = Probe(vectors, BETTER.ids)
+    verdict = choose(START, {"broken": broken, "better": BETTER})
+    assert verdict.name == "better"
+    assert np.isnan(verdict.scores["broken"])
+    assert "broke down" in choose(START, {"broken": broken}).reason
+    assert "not finite" in choose(broken, {"better": BETTER}).reason
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, LEAST_PHOTOS - 1])
+def test_few_photos_keep_the_start(count: int) -> None:
+    rows = np.arange(len(START)) < count
+    verdict = choose(START.take(rows), {"better": BETTER.take(rows)})
+    assert verdict.name is None
+    assert "too few" in verdict.reason
+    assert verdict.reason.startswith("keep the start: one photo" if count == 1 else "keep the start: ")
+
+
+def test_no_candidate_keeps_the_start() -> None:
+    assert choose(START, {}).name is None
+
+
+def test_equal_photos_keep_the_start() -> None:
+    same = Probe({name: np.repeat(v[:1], len(v), axis=0) for name, v in START.vectors.items()}, START.ids)
+    assert choose(same, {"better": BETTER}).name is None
+    assert choose(same, {"same": same}).name is None
+
+
+def test_the_choice_is_the_same_each_time() -> None:
+    assert choose(START, {"better": BETTER}) == choose(START, {"better": BETTER})
+
+
+def test_probes_of_different_photos_are_no_candidates() -> None:
+    with pytest.raises(AssertionError, match="different photos"):
+        choose(START, {"other": Probe(BETTER.vectors, tuple(f"{i}.jpg" for i in range(len(BETTER))))})
+
+
+def test_colour_matters_where_neighbours_go_with_it() -> None:
+    rng = np.random.default_rng(0)
+    vectors = dict(START.vectors)
+    for name in FAMILIES["colour"]:
+        vectors[name] = unit(rng.normal(size=START.photos.shape))
+    matters, words = colour_matters(Probe(vectors))
+    assert matters
+    assert words.startswith("keep colours")
+    for name in FAMILIES["colour"]:
+        vectors[name] = vectors[IDENTITY]
+    matters, words = colour_matters(Probe(vectors))
+    assert not matters
+    assert words.startswith("colours may be changed")
+    assert colour_matters(START.take(np.arange(len(START)) < 2))[0]
