@@ -44,7 +44,7 @@ def test_points_are_tried_in_rounds_and_the_choice_is_scored_elsewhere(
         for place in ("default", "gem", "layer -2 gem")
         for how in ("", ", whitened", ", half-whitened")
     ]
-    best = places.loc[places["mAP"].astype(float).idxmax()]
+    best = places.iloc[int(places["mAP"].astype(float).argmax())]
     (resolution,) = tried[tried["axis"] == "resolution"].to_dict("records")
     assert (resolution["place"], resolution["processing"]) == (best["place"], best["processing"])
     assert int(resolution["image_size"]) == 24

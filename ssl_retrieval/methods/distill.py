@@ -21,11 +21,11 @@ from ssl_retrieval.augment import Augment, View
 from ssl_retrieval.config import plugin
 from ssl_retrieval.data.base import one_of
 from ssl_retrieval.defaults import Facts, gentle
-from ssl_retrieval.embedding_head import EmbeddingHead
+from ssl_retrieval.embedding_head import WHITENED_ON, EmbeddingHead
 from ssl_retrieval.errors import UserError
 from ssl_retrieval.frozen_teacher import FrozenTeacher
 from ssl_retrieval.methods.base import BaseMethod, StepOutput
-from ssl_retrieval.methods.labelled import WHITENED_ON, crops
+from ssl_retrieval.methods.one_view import crops
 from ssl_retrieval.types import Choices
 
 LOSSES = ("cosine", "mse", "similarity", "rkd_distance", "rkd_angle")
