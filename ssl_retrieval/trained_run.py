@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,6 @@ from ssl_retrieval import backbones, checkpoint, config, plugins, run_state
 from ssl_retrieval.checkpoint import Card
 from ssl_retrieval.embedding_head import EmbeddingHead
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.methods.base import BaseMethod
 from ssl_retrieval.network_input import InputSpec
 from ssl_retrieval.projector_points import ProjectorPoint, layer_of, num_layers
 from ssl_retrieval.run_folder import CHECKPOINT, STATE
@@ -28,7 +28,7 @@ class TrainedRun:
     """
 
     folder: Path
-    method: BaseMethod
+    method: Any
     card: Card
     spec: InputSpec
 
@@ -101,7 +101,7 @@ def load(folder: Path, dynamic_size: bool = False) -> TrainedRun:
         )
     cfg = config.plugin_config("method", section, "method")
     with torch.random.fork_rng(devices=[]):
-        method: BaseMethod = plugins.find("method", cfg.name).Method(cfg, backbone)
+        method: Any = plugins.find("method", cfg.name).Method(cfg, backbone)
     state = run_state.read(folder / STATE, torch.device("cpu"))
     try:
         method.load_state_dict(state["method"])
