@@ -5,7 +5,6 @@ and the signals (known without). A signal is worth something when it orders runs
 that had no part in choosing it; see `selection`.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from ssl_retrieval.errors import UserError
-from ssl_retrieval.types import FloatArray
+from ssl_retrieval.types import FloatArray, IntArray
 
 SET, TASK, DELTA = "set", "task", "delta_map"
 RUN = ("set", "start", "method", "jitter", "anchor", "seed")
@@ -80,9 +79,16 @@ def rank_correlations(rows: pd.DataFrame, num_resamples: int = 500, seed: int = 
     """
     names = signal_names(rows)
     runs = rows.groupby(list(RUN), sort=True, dropna=False).ngroup().to_numpy()
-    numbered = rows.assign(_run=runs)
-    drawn = [_within(sample, names) for sample in _resamples(numbered, num_resamples, seed)]
-    within = _within(numbered, names)
+    signals, delta = rows[names].to_numpy(np.float64), rows[DELTA].to_numpy(np.float64)
+    sets = [_tasks(rows, runs, name) for name in sorted(rows[SET].unique())]
+    within = _mean([_of_set(tasks, signals, delta, None) for tasks in sets])
+    rng = np.random.default_rng(seed)
+    drawn = [
+        _mean(
+            [_of_set(sets[number], signals, delta, rng) for number in rng.integers(len(sets), size=len(sets))]
+        )
+        for _ in range(num_resamples)
+    ]
     table = []
     for column, name in enumerate(names):
         values = np.array([of_sample[column] for of_sample in drawn])
@@ -117,15 +123,34 @@ def spearman(first: FloatArray, second: FloatArray) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def _within(rows: pd.DataFrame, names: list[str]) -> FloatArray:
-    per_set: dict[object, list[FloatArray]] = {}
-    copy = "_copy" if "_copy" in rows.columns else SET
-    for (_, of_set, _), group in rows.groupby([copy, SET, TASK], sort=True):
-        delta = group[DELTA].to_numpy(np.float64)
-        found = np.array([spearman(group[name].to_numpy(np.float64), delta) for name in names])
-        key = (of_set, group[copy].iloc[0])
-        per_set.setdefault(key, []).append(found)
-    return _mean([_mean(tasks) for tasks in per_set.values()])
+def _tasks(rows: pd.DataFrame, runs: IntArray, of_set: object) -> IntArray:
+    """Lay out a set's rows: int64 [tasks, runs], -1 where a run has no such task."""
+    here = np.flatnonzero((rows[SET] == of_set).to_numpy())
+    task = np.unique(rows[TASK].to_numpy()[here].astype(str), return_inverse=True)[1]
+    run = np.unique(runs[here], return_inverse=True)[1]
+    places = np.full((task.max() + 1, run.max() + 1), -1, np.int64)
+    places[task, run] = here
+    return places
+
+
+def _of_set(
+    tasks: IntArray, signals: FloatArray, delta: FloatArray, rng: np.random.Generator | None
+) -> FloatArray:
+    """Correlate within each task, of all runs or of a resample, and average: float64 [signals]."""
+    num_runs = tasks.shape[1]
+    picked = np.arange(num_runs) if rng is None else rng.integers(num_runs, size=num_runs)
+    return _mean([_correlations(signals[row[row >= 0]], delta[row[row >= 0]]) for row in tasks[:, picked]])
+
+
+def _correlations(signals: FloatArray, delta: FloatArray) -> FloatArray:
+    if np.isnan(signals).any():
+        return np.array([spearman(column, delta) for column in signals.T])
+    if len(delta) < LEAST_RUNS or not np.ptp(delta):
+        return np.full(signals.shape[1], np.nan)
+    ranks, of_delta = stats.rankdata(signals, axis=0), stats.rankdata(delta)
+    ranks, of_delta = ranks - ranks.mean(axis=0), of_delta - of_delta.mean()
+    sizes = np.sqrt((ranks**2).sum(axis=0) * (of_delta**2).sum())
+    return np.where(sizes > 0, of_delta @ ranks / np.where(sizes > 0, sizes, 1), np.nan)
 
 
 def _mean(parts: list[FloatArray]) -> FloatArray:
@@ -133,21 +158,3 @@ def _mean(parts: list[FloatArray]) -> FloatArray:
     known = ~np.isnan(stacked)
     sums, counts = np.where(known, stacked, 0).sum(axis=0), known.sum(axis=0)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def _resamples(rows: pd.DataFrame, count: int, seed: int) -> Iterator[pd.DataFrame]:
-    """Draw sets, and runs within each; a run stays whole, with all its tasks."""
-    rng = np.random.default_rng(seed)
-    of_set = {
-        name: [part.index.to_numpy() for _, part in group.groupby("_run", sort=True)]
-        for name, group in rows.groupby(SET, sort=True)
-    }
-    names = list(of_set)
-    for _ in range(count):
-        chosen, copies = [], []
-        for copy, number in enumerate(rng.integers(len(names), size=len(names)).tolist()):
-            runs = of_set[names[number]]
-            picked = np.concatenate([runs[run] for run in rng.integers(len(runs), size=len(runs)).tolist()])
-            chosen.append(picked)
-            copies.append(np.full(len(picked), copy))
-        yield rows.loc[np.concatenate(chosen)].assign(_copy=np.concatenate(copies))
