@@ -140,7 +140,7 @@ def compare_rules(rows: pd.DataFrame) -> pd.DataFrame:
         return _summary(rule, _decided(runs, worst, fit))
 
     table = [summary_of("always the start", _never), _best(runs)]
-    alone = [(name, summary_of(name, single(name))) for name in signal_names(rows)]
+    alone = [(name, summary_of(name, single(name))) for name in _telling_runs_apart(runs)]
     alone.sort(key=lambda pair: -pair[1]["utility"])
     table += [summary for _, summary in alone]
     promising = [name for name, _ in alone[:_TRIED_TOGETHER]]
@@ -151,6 +151,12 @@ def compare_rules(rows: pd.DataFrame) -> pd.DataFrame:
                 table.append(summary)
     found = pd.DataFrame(table)
     return found.sort_values("utility", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _telling_runs_apart(runs: pd.DataFrame) -> list[str]:
+    """Leave out what is the same for all runs of a set, such as what is known before training."""
+    groups = runs.groupby([SET, "start"])
+    return [name for name in signal_names(runs) if (groups[name].nunique() > 1).any()]
 
 
 def _never(runs: pd.DataFrame) -> Score:
