@@ -54,25 +54,25 @@ def test_spearman_of_too_little_is_unknown() -> None:
 
 def test_within_sets_is_the_mean_of_scipys_over_sets_and_tasks() -> None:
     rows = study()
-    table = rank_correlations(rows, num_resamples=20).set_index("signal")
+    table = rank_correlations(rows, num_resamples=20).set_index("signal").to_dict("index")
     by_hand = [
         np.mean([stats.spearmanr(t["noise"], t["delta_map"]).statistic for _, t in of_set.groupby("task")])
         for _, of_set in rows.groupby("set")
     ]
-    assert table.loc["noise", "within"] == pytest.approx(np.mean(by_hand))
-    assert table.loc["good", "within"] > 0.95
-    assert table.loc["opposite", "within"] == pytest.approx(-table.loc["good", "within"])
-    assert table.loc["good", "pooled"] < 0.6
-    assert np.isnan(table.loc["flat", "within"])
-    assert table.loc["good", "num_sets"] == 4
-    assert table.loc["good", "num_runs"] == 32
+    assert table["noise"]["within"] == pytest.approx(np.mean(by_hand))
+    assert table["good"]["within"] > 0.95
+    assert table["opposite"]["within"] == pytest.approx(-table["good"]["within"])
+    assert table["good"]["pooled"] < 0.6
+    assert np.isnan(table["flat"]["within"])
+    assert table["good"]["num_sets"] == 4
+    assert table["good"]["num_runs"] == 32
 
 
 def test_the_interval_holds_the_value_and_knows_noise() -> None:
-    table = rank_correlations(study(sets=6, runs=12), num_resamples=200).set_index("signal")
-    assert table.loc["good", "low"] > 0.8
-    assert table.loc["noise", "low"] < 0 < table.loc["noise", "high"]
-    assert table.loc["noise", "low"] <= table.loc["noise", "within"] <= table.loc["noise", "high"]
+    table = rank_correlations(study(sets=6, runs=12), num_resamples=200).set_index("signal").to_dict("index")
+    assert table["good"]["low"] > 0.8
+    assert table["noise"]["low"] < 0 < table["noise"]["high"]
+    assert table["noise"]["low"] <= table["noise"]["within"] <= table["noise"]["high"]
 
 
 def test_the_same_seed_gives_the_same_table() -> None:

@@ -41,12 +41,11 @@ def test_the_highest_score_is_taken_and_the_start_kept_below_zero() -> None:
     of_first = np.flatnonzero(runs["set"] == "s0")
     scores[of_first[3]] = 0.5
     scores[of_first[4]] = np.nan
-    table = chosen(runs, scores).set_index("set")
-    assert table.loc["s0", "row"] == of_first[3]
-    assert table.loc["s0", "delta"] == runs["delta_map"][of_first[3]]
-    assert (table.loc[["s1", "s2", "s3"], "row"] == -1).all()
-    assert (table.loc[["s1", "s2", "s3"], "delta"] == 0).all()
-    assert (table["best"] >= table["delta"]).all()
+    table = chosen(runs, scores).set_index("set").to_dict("index")
+    assert table["s0"]["row"] == of_first[3]
+    assert table["s0"]["delta"] == runs["delta_map"][of_first[3]]
+    assert all(table[name]["row"] == -1 and table[name]["delta"] == 0 for name in ("s1", "s2", "s3"))
+    assert all(of_set["best"] >= of_set["delta"] for of_set in table.values())
 
 
 def test_a_loss_weighs_more_than_a_gain() -> None:
@@ -66,9 +65,9 @@ def test_the_set_that_is_decided_has_no_part_in_the_rule() -> None:
     rows = aligned()
     # On the last set the signal lies; a rule that had seen it would not have followed.
     rows.loc[rows["set"] == "s3", "good"] *= -1
-    table = leave_one_set_out(rows, single("good")).set_index("set")
-    assert table.loc["s3", "delta"] < 0
-    assert table.loc["s3", "worst_task"] <= table.loc["s3", "delta"]
+    table = leave_one_set_out(rows, single("good")).set_index("set").to_dict("index")
+    assert table["s3"]["delta"] < 0
+    assert table["s3"]["worst_task"] <= table["s3"]["delta"]
 
 
 def test_two_halves_of_the_truth_are_better_together() -> None:
@@ -100,4 +99,4 @@ def test_a_broken_run_is_never_taken() -> None:
     rows = aligned()
     rows.loc[rows["set"] == "s0", ["good", "half", "other_half"]] = np.nan
     for fit in (single("good"), combined(["half", "other_half"])):
-        assert leave_one_set_out(rows, fit).set_index("set").loc["s0", "row"] == -1
+        assert leave_one_set_out(rows, fit).set_index("set")["row"].to_dict()["s0"] == -1

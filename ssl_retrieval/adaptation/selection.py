@@ -7,6 +7,7 @@ the other sets alone.
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,16 +89,17 @@ def chosen(runs: pd.DataFrame, scores: FloatArray) -> pd.DataFrame:
     """
     scores = np.where(np.isnan(scores), -np.inf, scores)
     delta = runs[DELTA].to_numpy(np.float64)
-    groups = runs.groupby([SET, "start"], sort=True)
+    labels = runs.index.to_numpy()
+    indices: dict[Any, Any] = dict(runs.groupby([SET, "start"], sort=True).indices)
     table = []
-    for (of_set, start), rows in groups.indices.items():
+    for (of_set, start), rows in indices.items():
         first = rows[scores[rows].argmax()]
         is_taken = scores[first] > 0
         table.append(
             {
                 "set": of_set,
                 "start": start,
-                "row": int(runs.index[first]) if is_taken else -1,
+                "row": int(labels[first]) if is_taken else -1,
                 "delta": float(delta[first]) if is_taken else 0.0,
                 "best": max(0.0, float(delta[rows].max())),
             }
@@ -136,7 +138,7 @@ def compare_rules(rows: pd.DataFrame) -> pd.DataFrame:
     """
     runs, worst = runs_of(rows), _worst_tasks(rows)
 
-    def summary_of(rule: str, fit: Callable[[pd.DataFrame], Score]) -> dict[str, object]:
+    def summary_of(rule: str, fit: Callable[[pd.DataFrame], Score]) -> dict[str, Any]:
         return _summary(rule, _decided(runs, worst, fit))
 
     table = [summary_of("always the start", _never), _best(runs)]
@@ -180,12 +182,12 @@ def _decided(runs: pd.DataFrame, worst: FloatArray, fit: Callable[[pd.DataFrame]
     return table
 
 
-def _best(runs: pd.DataFrame) -> dict[str, object]:
+def _best(runs: pd.DataFrame) -> dict[str, Any]:
     table = chosen(runs, runs[DELTA].to_numpy(np.float64))
     return _summary("the best run", table.assign(regret=0.0, worst_task=np.nan))
 
 
-def _summary(rule: str, table: pd.DataFrame) -> dict[str, object]:
+def _summary(rule: str, table: pd.DataFrame) -> dict[str, Any]:
     delta = table["delta"].to_numpy()
     return {
         "rule": rule,
