@@ -78,7 +78,7 @@ def rank_correlations(rows: pd.DataFrame, num_resamples: int = 500, seed: int = 
         interval; ``pooled``, over all rows; ``num_sets`` and ``num_runs``. NaN where a signal does not vary.
     """
     names = signal_names(rows)
-    runs = rows.groupby(list(RUN), sort=True, dropna=False).ngroup().to_numpy(np.int64)
+    runs = rows.groupby(list(RUN), sort=True, dropna=False).ngroup().to_numpy().astype(np.int64)
     signals, delta = rows[names].to_numpy(np.float64), rows[DELTA].to_numpy(np.float64)
     sets = [_tasks(rows, runs, name) for name in sorted(rows[SET].unique())]
     within = _mean([_of_set(tasks, signals, delta, None) for tasks in sets])
