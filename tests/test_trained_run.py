@@ -49,7 +49,7 @@ def test_every_layer_of_a_projector_is_what_a_loop_over_its_parts_gives(run: Pat
     assert loaded.points(network) == ["projector.1", "projector.2"]
     projector = loaded.method.get_submodule("projector" if network == "student" else "teacher_projector")
     value, wanted = vectors(run, network=network), []
-    for part in projector.layers:  # type: ignore[union-attr]
+    for part in projector.layers:
         if isinstance(part, nn.Linear):
             wanted.append(value)
         with torch.inference_mode():
