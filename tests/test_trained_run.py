@@ -15,7 +15,7 @@ from ssl_retrieval.extractors.checkpoint import Config, Extractor
 from ssl_retrieval.projector_points import ProjectorPoint, layer_of, linear_layers, num_layers
 
 UNLABELLED = [name for name in plugins.known("method") if not needs_labels(name)]
-WITHOUT = {"mae", "sscd"}
+WITHOUT = {"distill", "mae", "sscd"}
 """Methods whose training puts nothing on the pooled vector that is thrown away."""
 
 
