@@ -160,7 +160,7 @@ def similarity_divergence(before: Tensor, now: Tensor, temperature: float) -> Te
         Scalar: KL(start ‖ trained), the mean over all V · B rows; 0 when both see alike.
 
     >>> rows = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
-    >>> float(similarity_divergence(rows, 3 * rows, 0.05))
+    >>> round(float(similarity_divergence(rows, 3 * rows, 0.05)), 6)
     0.0
     """
     views, images, _ = before.shape

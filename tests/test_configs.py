@@ -31,13 +31,22 @@ PHOTOS = [
 
 NAMED = {name: ["data.name=folder"] for name in ("ladder", "rerank", "rerank_spatial")}
 NAMED["distilled"] = ["tasks.ukbench.root=objects"]
+NAMED["anchors"] = ["tasks.others.root=objects"]
 """What a comparison leaves to its user, besides ``data.root`` and ``out``."""
+
+ELSEWHERE = {
+    "distill_grocery": ["method.teacher.name=test_resnet", "method.teacher.weights=random"],
+    "pairs": ["method.pairs=neighbours"],
+}
+"""What stands in for files that a config names: a trained teacher, a table of pairs."""
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
 def load(file: Path) -> PretrainConfig:
-    return config.load(PretrainConfig, file, ["data.root=photos", "out=runs/one"])
+    return config.load(
+        PretrainConfig, file, ["data.root=photos", "out=runs/one", *ELSEWHERE.get(file.stem, [])]
+    )
 
 
 def is_vit(cfg: PretrainConfig) -> bool:

@@ -562,7 +562,11 @@ def test_both_extractors_have_the_options_in_their_configs() -> None:
     assert isinstance(cfg, timm_model.Config)
     assert (cfg.layer, cfg.scales, cfg.flip, cfg.gem_p) == ("-2", [1.0, 0.5], True, 3.0)
     options = {field.name for field in dataclasses.fields(cfg)}
-    assert {field.name for field in dataclasses.fields(trained.Config)} - options == {"path"}
+    assert {field.name for field in dataclasses.fields(trained.Config)} - options == {
+        "path",
+        "network",
+        "point",
+    }
     for schema in (timm_model.Config, trained.Config):
         assert dataclasses.fields(schema)[0].name == "name"
     text = user_error(config.plugin_config, "extractor", section | {"scale": [1]}, "model")

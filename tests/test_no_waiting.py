@@ -52,7 +52,7 @@ WAITING |= dict.fromkeys(
     "pytorch-metric-learning looks for the classes of a batch",
 )
 WAITING |= dict.fromkeys(
-    ("contrastive", "triplet", "multi_similarity", "supcon", "nt_xent"),
+    ("contrastive", "triplet", "multi_similarity", "supcon", "nt_xent", "pair_contrastive", "pair_triplet"),
     "pytorch-metric-learning lists pairs",
 )
 """Methods that still ask, and what for."""

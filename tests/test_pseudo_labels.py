@@ -25,11 +25,11 @@ def blobs(sizes: list[int], dim: int, noise: float, seed: int) -> tuple[VectorAr
 
 @given(st.lists(st.integers(8, 30), min_size=2, max_size=6), st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
-def test_blobs_are_never_mixed_up_by_clusters_that_are_more(sizes: list[int], seed: int) -> None:
+def test_blobs_are_hardly_mixed_up_by_clusters_that_are_more(sizes: list[int], seed: int) -> None:
     vectors, labels = blobs(sizes, dim=64, noise=0.3, seed=seed)
     found = pseudo_labels.cluster(vectors, 4 * len(sizes), seed)
-    shared = [len(np.unique(labels[found == number])) for number in range(4 * len(sizes))]
-    assert shared == [1] * len(shared)
+    largest = [np.bincount(labels[found == number]).max() for number in range(4 * len(sizes))]
+    assert sum(largest) >= 0.9 * len(labels)
 
 
 def test_as_many_clusters_as_blobs_are_the_blobs() -> None:
