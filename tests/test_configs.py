@@ -32,6 +32,7 @@ PHOTOS = [
 NAMED = {name: ["data.name=folder"] for name in ("ladder", "rerank", "rerank_spatial")}
 NAMED["distilled"] = ["tasks.ukbench.root=objects"]
 NAMED["anchors"] = ["tasks.others.root=objects"]
+NAMED["unsupervised_finetuning"] = ["tasks.objects.root=objects"]
 """What a comparison leaves to its user, besides ``data.root`` and ``out``."""
 
 ELSEWHERE = {

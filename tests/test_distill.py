@@ -195,9 +195,8 @@ def test_the_projection_begins_as_a_ridge_regression() -> None:
 
 def test_without_need_there_is_no_projection() -> None:
     same = {"name": "test_resnet", "weights": "random", "image_size": 48, "seed": 1}
-    assert made(teacher=same).head.projection is None
-    assert made(teacher=same, space="teacher").head.projection is not None
-    assert made(teacher=same, projection="linear").head.projection is not None
+    assert made(teacher=same, projection="none").head.projection is None
+    assert made(teacher=same).head.projection is not None
     assert made(cosine=0.0, mse=0.0).head.projection is None, "nothing would train it"
     assert made().embedding_head().projection is None, "the student searches by what it pools"
 
@@ -269,6 +268,7 @@ def test_labels_are_never_seen(job: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["method.projection=deep"], "method.projection='deep'"),
         (["method.space=teacher", "method.cosine=0"], "method.space=teacher needs method.cosine"),
         (["method.projection=none"], "method.projection=none: the student's vectors have 96 values"),
+        (["method.projection=none", "method.space=teacher"], "method.space=teacher exports the projection"),
         (["method.pool=max"], "method.pool='max'"),
         (["method.augment.flip=2"], "augment.flip=2"),
         (["images_per_class=2"], "method.name=distill sees no labels"),

@@ -51,8 +51,8 @@ class Config:
         space: Where the student searches: ``student`` = by its pooled vector; a projection to the teacher's
             dimension is for training alone. ``teacher`` = by what the projection gives, which is exported:
             then it can search a gallery that the teacher embedded.
-        projection: ``linear``, ``none``, or ``auto``: linear where the dimensions differ or ``space`` is
-            ``teacher``.
+        projection: ``linear``; or ``none``, where the student begins with the teacher's weights. Two networks
+            of equal dimension have other axes: a student that must learn the teacher's without it is ruined.
         fit_projection: Let the projection begin as the ridge regression of the teacher's vectors of up to
             4096 training images on the student's.
         pool: How the student's last map is pooled: ``model``, ``avg``, ``gem`` or ``cls``.
@@ -69,7 +69,7 @@ class Config:
     rkd_angle: float = 0.0
     temperature: float = 0.05
     space: str = "student"
-    projection: str = "auto"
+    projection: str = "linear"
     fit_projection: bool = True
     pool: str = "model"
     gem_p: float = pooling.GEM_P
@@ -103,12 +103,14 @@ def check(cfg: Config) -> None:
     if cfg.temperature <= 0:
         raise UserError(f"method.temperature={cfg.temperature}: must be positive")
     one_of("method.space", cfg.space, ("student", "teacher"))
-    one_of("method.projection", cfg.projection, ("auto", "linear", "none"))
+    one_of("method.projection", cfg.projection, ("linear", "none"))
     if cfg.space == "teacher" and not any(weights[name] for name in MATCHING):
         raise UserError(
             "method.space=teacher needs method.cosine or method.mse above 0: the others do not say where the "
             "teacher's vectors are"
         )
+    if cfg.space == "teacher" and cfg.projection == "none":
+        raise UserError("method.space=teacher exports the projection: leave out method.projection=none")
     cfg.augment.check()
 
 
@@ -145,11 +147,8 @@ class Method(BaseMethod):
                 f"method.projection=none: the student's vectors have {self.plain.dim} values, the teacher's "
                 f"{self.frozen.dim}: set method.projection=linear, or method.cosine=0 and method.mse=0"
             )
-        wanted = cfg.projection == "linear" or (
-            cfg.projection == "auto" and (differs or cfg.space == "teacher")
-        )
         # What no loss reads would have no gradient, for which several processes wait for ever.
-        dim = self.frozen.dim if matches and wanted else 0
+        dim = self.frozen.dim if matches and cfg.projection == "linear" else 0
         self.head = EmbeddingHead(backbone, cfg.pool, cfg.gem_p, dim)
         normal: Any = backbone.pretrained_cfg
         mean, std, their_mean, their_std = (
