@@ -6,8 +6,7 @@ count once: a copy of a photo says nothing that the photo does not, and could be
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ssl_retrieval import backbones
 from ssl_retrieval.alterations import altered
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.errors import ImageError, UserError
+from ssl_retrieval.evaluation_mode import as_in_search
 from ssl_retrieval.images import load_image, shrink
 from ssl_retrieval.network_input import InputSpec, Normalize
 from ssl_retrieval.packed import Packed
@@ -148,7 +148,8 @@ def take(
     normalize = Normalize(spec.mean, spec.std).to(device)
     strengths = {name: strength for family in FAMILIES.values() for name, strength in family.items()}
     vectors = {}
-    with _at_rest(embed) as forward:
+    at_rest = as_in_search(embed, torch.device(device)) if isinstance(embed, nn.Module) else torch.no_grad()
+    with at_rest:
         for name in (IDENTITY, *strengths):
             rows = []
             for start in range(0, len(pictures), BATCH_SIZE):
@@ -157,7 +158,7 @@ def take(
                     batch = [altered(picture, name, strengths[name]) for picture in batch]
                 pixels = torch.stack([spec.pixels(picture) for picture in batch]).to(device)
                 inputs = normalize(pixels.contiguous(memory_format=torch.channels_last))
-                rows.append(forward(inputs).float().cpu())
+                rows.append(_pooled(embed, inputs).float().cpu())
             vectors[name] = _units(torch.cat(rows).numpy())
     return Probe(vectors, tuple(ids))
 
@@ -167,25 +168,10 @@ def _units(vectors: VectorArray) -> VectorArray:
         return l2_normalize(vectors)
 
 
-@contextmanager
-def _at_rest(embed: Callable[[Tensor], Tensor] | nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Run a network as in a search, and leave it as it was."""
-    network = embed if isinstance(embed, nn.Module) else None
-    modes = [] if network is None else [(module, module.training) for module in network.modules()]
-
-    def forward(inputs: Tensor) -> Tensor:
-        if network is not None and hasattr(network, "forward_features"):
-            return backbones.own_pooling(network, inputs)
-        return embed(inputs)
-
-    if network is not None:
-        network.eval()
-    try:
-        with torch.no_grad():
-            yield forward
-    finally:
-        for module, training in modes:
-            module.training = training
+def _pooled(embed: Callable[[Tensor], Tensor] | nn.Module, inputs: Tensor) -> Tensor:
+    if isinstance(embed, nn.Module) and hasattr(embed, "forward_features"):
+        return backbones.own_pooling(embed, inputs)
+    return embed(inputs)
 
 
 def _distinct(photos: ImageSet | Packed, limit: int, seed: int) -> tuple[list[Image.Image], list[str]]:
