@@ -12,14 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 DOCS = Path(__file__).parent.parent / "docs"
-TITLES = {"objects": "new objects (UKBench)", "known": "known kinds (Grocery)", "new": "new kinds (Grocery)"}
+TITLES = ("new objects (UKBench)", "known kinds (Grocery)", "new kinds (Grocery)")
 
 
 def short(rows: pd.DataFrame) -> str:
     """Give mAP with its interval: a line per representation, a column per task; bold as in table.md."""
     rows = rows[rows["metric"] == "mAP"]
     tasks = list(dict.fromkeys(rows["task"]))
-    lines = [["representation", "family", *TITLES.values()], [":--", ":--", *["--:"] * len(tasks)]]
+    lines = [["representation", "family", *TITLES], [":--", ":--", *["--:"] * len(tasks)]]
     for name in dict.fromkeys(rows["representation"]):
         of_name = rows[rows["representation"] == name].set_index("task")
         cells = [name, str(of_name["family"].iloc[0])]

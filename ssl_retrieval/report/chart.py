@@ -86,7 +86,7 @@ def draw_figure(entries: list[Entry], colours: dict[str, str]) -> Drawing:
     figure = Drawing(figsize=(_WIDTH_INCHES, height))
     axes = figure.add_axes((0.02, 0.5 / height, 0.96, _ROW_INCHES * num_rows / height))
     # The value stands right of the interval: leave it room.
-    right = max(_high_end(entry) for entry in entries) * 1.22 or 1.0
+    right = max(high_end(entry) for entry in entries) * 1.22 or 1.0
     for row, entry in enumerate(entries):
         score = entry.score
         axes.barh(row, score.mean, height=0.42, color=colours[entry.family], zorder=2)
@@ -95,7 +95,7 @@ def draw_figure(entries: list[Entry], colours: dict[str, str]) -> Drawing:
             for end in (score.low, score.high):
                 axes.plot([end, end], [row - 0.1, row + 0.1], color=_INK, linewidth=1.4, zorder=3)
         value = f"{format_score(score.mean, HEADLINE_METRIC)} {mark_of(entry)}".rstrip().replace("*", "★")
-        place = _high_end(entry) + right * 0.012
+        place = high_end(entry) + right * 0.012
         axes.text(place, row, value, va="center", weight="bold" if entry.in_best_group else "normal")
         axes.text(0, row - 0.32, _shorten(entry.name), va="bottom", parse_math=False, fontsize=9.5)
     axes.set_xlim(0, right)
@@ -110,7 +110,8 @@ def draw_figure(entries: list[Entry], colours: dict[str, str]) -> Drawing:
     return figure
 
 
-def _high_end(entry: Entry) -> float:
+def high_end(entry: Entry) -> float:
+    """Give the upper end of the headline's interval, or the mean where there is none."""
     return entry.score.high if known(entry.score.high) else entry.score.mean
 
 

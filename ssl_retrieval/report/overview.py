@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ssl_retrieval.atomic import atomic_path
-from ssl_retrieval.compare import HEADLINE_METRIC, Comparison, Entry, TaskComparison
-from ssl_retrieval.report.chart import family_colours
+from ssl_retrieval.compare import HEADLINE_METRIC, Comparison, TaskComparison
+from ssl_retrieval.report.chart import family_colours, high_end
 from ssl_retrieval.report.numbers import format_score, known
 
 _ROW_INCHES = 0.25
@@ -55,7 +55,7 @@ def _draw_task(panel: Axes, task: TaskComparison, names: tuple[str, ...], colour
     found = {row: entry for row, name in enumerate(names) if (entry := task.entry(name)) is not None}
     rows = np.array(list(found))
     means = np.array([entry.score.mean for entry in found.values()])
-    high = np.array([_high_end(entry) for entry in found.values()])
+    high = np.array([high_end(entry) for entry in found.values()])
     panel.barh(rows, means, height=0.7, color=[colours[entry.family] for entry in found.values()], alpha=0.9)
     low = np.array([e.score.low if known(e.score.low) else e.score.mean for e in found.values()])
     panel.errorbar(means, rows, xerr=(means - low, high - means), fmt="none", ecolor="black", elinewidth=0.9)
@@ -63,7 +63,7 @@ def _draw_task(panel: Axes, task: TaskComparison, names: tuple[str, ...], colour
     for row, entry in found.items():
         value = format_score(entry.score.mean, HEADLINE_METRIC) + (" ★" if entry.in_best_group else "")
         weight = "bold" if entry.in_best_group else "normal"
-        panel.text(_high_end(entry) + 0.015 * right, row, value, va="center", fontsize=7.5, weight=weight)
+        panel.text(high_end(entry) + 0.015 * right, row, value, va="center", fontsize=7.5, weight=weight)
     panel.set_xlim(0, right)
     panel.set_title(f"{task.task}\n{task.level}-level", fontsize=8.5, parse_math=False)
     panel.tick_params(labelsize=8)
@@ -71,7 +71,3 @@ def _draw_task(panel: Axes, task: TaskComparison, names: tuple[str, ...], colour
     panel.set_axisbelow(True)
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
-
-
-def _high_end(entry: Entry) -> float:
-    return entry.score.high if known(entry.score.high) else entry.score.mean
