@@ -7,9 +7,10 @@ from typing import Any
 from ssl_retrieval.report.page import render
 
 DOUBT = (
-    "This was decided without labels, by how firmly each photo keeps its neighbours when it is altered in "
-    "ways that training never showed. That is a sign of better search, not a proof: look at the photos "
-    "below. All networks had inputs of the same size; a larger one costs more time and often finds more."
+    "This was decided without labels: by how firmly each photo keeps its neighbours when it is altered in "
+    "ways that training never showed, and by how clear the groups are that photos form. That is a sign of "
+    "better search, not a proof: look at the photos below. All networks had inputs of the same size; a "
+    "larger one costs more time and often finds more."
 )
 
 
