@@ -36,10 +36,11 @@ NAMED["unsupervised_finetuning"] = ["tasks.objects.root=objects"]
 """What a comparison leaves to its user, besides ``data.root`` and ``out``."""
 
 ELSEWHERE = {
+    "distill": ["method.teacher.weights=random"],
     "distill_grocery": ["method.teacher.name=test_resnet", "method.teacher.weights=random"],
     "pairs": ["method.pairs=neighbours"],
 }
-"""What stands in for files that a config names: a trained teacher, a table of pairs."""
+"""What stands in for files that a config names: a teacher's weights, a trained teacher, a table of pairs."""
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
