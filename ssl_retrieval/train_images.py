@@ -32,8 +32,6 @@ def open_images(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
             streamed, or no labels although the method needs some.
     """
     source, reason = _open(cfg, out)
-    if distributed.rank() == 0:
-        report_skipped(source.skipped, cfg.data.root)
     if len(source.paths) < cfg.batch_size:
         raise UserError(
             f"batch_size={cfg.batch_size} is larger than the {len(source.paths)} readable training images: "
@@ -69,7 +67,9 @@ def _open(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
         if signal_of(cfg).given:
             raise _no_labels(cfg, "a pack holds none: give the photos themselves")
         packed: Packed = dataset.open_pack(cfg.data)
-        return packed, f"packed beforehand at {packed.size} px"
+        # Which they are was said when they were packed.
+        left_out = f", without {len(packed.skipped)} that could not be read" if packed.skipped else ""
+        return packed, f"packed beforehand at {packed.size} px{left_out}"
     images: ImageSet = dataset.images(cfg.data)
     if signal_of(cfg).given:
         images = _with_classes(images, cfg)
@@ -78,6 +78,7 @@ def _open(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
     chosen, reason = _choice(cfg, images, out)
     if chosen == "stream":
         stream = Stream(images, seed=cfg.seed, num_workers=_num_workers(cfg), on_error=cfg.data.on_error)
+        _report(stream, cfg)
         return stream, reason
     file = out / run_folder.IMAGES
     if distributed.rank() == 0:
@@ -85,7 +86,13 @@ def _open(cfg: PretrainConfig, out: Path) -> tuple[Packed | Stream, str]:
     distributed.barrier()
     if distributed.rank() > 0:
         packed = pack(images, _side(cfg), file, cfg.data.on_error)
+    _report(packed, cfg)
     return _labelled(packed, images), reason
+
+
+def _report(source: Packed | Stream, cfg: PretrainConfig) -> None:
+    if distributed.rank() == 0:
+        report_skipped(source.skipped, cfg.data.root)
 
 
 def _labelled(packed: Packed, images: ImageSet) -> Packed:

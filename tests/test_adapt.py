@@ -205,13 +205,18 @@ def test_killed_it_goes_on_to_the_same_network(
 
 
 def test_a_rule_that_says_no_leaves_the_start(
-    album: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    album: Path,
+    start: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def no(before: Probe, candidates: dict[str, Probe]) -> Verdict:
         return Verdict(None, "keep the start: nothing was better", dict.fromkeys(candidates, -0.1))
 
     monkeypatch.setattr(rule, "choose", no)
     made = go(album, tmp_path / "out", start)
+    assert capsys.readouterr().err.count("broken.jpg: not an image") == 2, "for training, and for vectors"
     assert made.chosen is None
     assert len(made.tried) == 2, "what was no gain is not trained longer"
     ours, theirs = load_file(made.model), load_file(start)
