@@ -171,6 +171,10 @@ def finetune(inputs: Inputs) -> None:
 def adapt(
     photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="A folder of photos, without labels.")],
     out: Annotated[Path, typer.Option(help="A folder for the network, the page and the photos' vectors.")],
+    goal: Annotated[
+        str,
+        typer.Option(help="What is to be found: similar (the same object or kind) or copies (altered ones)."),
+    ] = "similar",
     minutes: Annotated[float, typer.Option(help="Time for everything.")] = 10.0,
     start: Annotated[
         str, typer.Option(help="The network to begin with: a timm name, or a run or checkpoint of ours.")
@@ -193,6 +197,7 @@ def adapt(
     made = run(
         photos,
         out,
+        goal=goal,
         minutes=minutes,
         start=start,
         weights=weights,

@@ -40,7 +40,7 @@ def short_plans() -> Iterator[None]:
         patch.setattr(plan, "STEPS", (2, 3, 6))
         patch.setattr(plan, "FIRST_STEPS", 2)
         patch.setattr(plan, "GOOD_STEPS", 2)
-        patch.setattr(plan, "TRIALS", ((False, 0.0), (True, 3.0)))
+        patch.setattr(plan, "TRIALS", dict.fromkeys(plan.TRIALS, ((False, 0.0), (True, 3.0))))
         patch.setattr(plan, "LEAST_PHOTOS", 40)
         patch.setattr(adapting, "LEAST_PHOTOS", 40)
         few = {name: dict(list(those.items())[:1]) for name, those in probe.FAMILIES.items()}
@@ -73,7 +73,7 @@ def go(photos: Path, out: Path, start: Path, **changes: Any) -> Outcome:
     return adapt(photos, out, **(given | changes))
 
 
-def use_the_longest(start: Probe, candidates: dict[str, Probe]) -> Verdict:
+def use_the_longest(start: Probe, candidates: dict[str, Probe], goal: str) -> Verdict:
     """A rule that says yes to what came last."""
     scores = {name: 0.1 * place for place, name in enumerate(candidates)}
     return Verdict(list(candidates)[-1], "use it: it came last", scores)
@@ -211,7 +211,7 @@ def test_a_rule_that_says_no_leaves_the_start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def no(before: Probe, candidates: dict[str, Probe]) -> Verdict:
+    def no(before: Probe, candidates: dict[str, Probe], goal: str) -> Verdict:
         return Verdict(None, "keep the start: nothing was better", dict.fromkeys(candidates, -0.1))
 
     monkeypatch.setattr(rule, "choose", no)
@@ -238,7 +238,7 @@ def test_a_training_that_was_cut_short_is_told(
         return made
 
     monkeypatch.setattr(trial, "run", slow)
-    monkeypatch.setattr(plan, "TRIALS", ((False, 0.0),))
+    monkeypatch.setattr(plan, "TRIALS", dict.fromkeys(plan.TRIALS, ((False, 0.0),)))
     made = go(album, tmp_path / "out", start)
     assert any("after 1 of 2 steps: this machine was slower" in note for note in made.notes)
     assert "slower than at the beginning" in made.page.read_text("utf-8")

@@ -20,6 +20,7 @@ def make(folder: Path, **changes: Any) -> Outcome:
     given = {
         "folder": str(folder),
         "photos": "/photos/it's mine",
+        "goal": "similar",
         "chosen": None,
         "reason": "keep the start: nothing was better",
         "start": "resnet18",

@@ -52,22 +52,24 @@ def test_wrong_names_are_refused() -> None:
 
 
 def test_more_time_tries_more_and_longer() -> None:
-    little, more, plenty = (plan.plan(2000, seconds, PACE) for seconds in (50, 200, 2000))
+    little, more, plenty = (
+        plan.plan(2000, seconds, PACE, plan.COLOURS_CHANGED) for seconds in (50, 200, 2000)
+    )
     assert len(little) == 1
-    assert 1 < len(more) < len(plenty) == len(plan.TRIALS)
+    assert 1 < len(more) < len(plenty) == len(plan.TRIALS[plan.COLOURS_CHANGED])
     assert little[0].steps < more[0].steps <= plenty[0].steps == plan.FIRST_STEPS
-    assert plan.plan(2000, 5, PACE) == []
+    assert plan.plan(2000, 5, PACE, plan.COLOURS_KEPT) == []
 
 
 def test_few_photos_are_not_tried_on() -> None:
-    assert plan.plan(plan.LEAST_PHOTOS - 1, 1e6, PACE) == []
-    (first, *_) = plan.plan(plan.LEAST_PHOTOS, 1e6, PACE)
+    assert plan.plan(plan.LEAST_PHOTOS - 1, 1e6, PACE, plan.COLOURS_KEPT) == []
+    (first, *_) = plan.plan(plan.LEAST_PHOTOS, 1e6, PACE, plan.COLOURS_KEPT)
     assert first.batch_size == plan.LEAST_PHOTOS // 2
 
 
 def test_what_is_shared_stays() -> None:
     base = Setting(start="resnet18", weights="pretrained", image_size=64, seed=3)
-    for setting in plan.plan(500, 1e5, PACE, base):
+    for setting in plan.plan(500, 1e5, PACE, plan.COLOURS_KEPT, base):
         same = dataclasses.replace(setting, jitter=False, anchor=0.0, steps=base.steps)
         assert same == base
 
@@ -80,7 +82,7 @@ def test_what_is_shared_stays() -> None:
 )
 def test_the_time_is_kept(photos: int, seconds: float, image_s: float, probe_s: float) -> None:
     pace = Pace(1.0, image_s, probe_s)
-    settings = plan.plan(photos, seconds, pace)
+    settings = plan.plan(photos, seconds, pace, plan.COLOURS_CHANGED)
     spent = sum(map(pace.seconds, settings))
     assert spent <= seconds
     assert len({setting.name for setting in settings}) == len(settings)

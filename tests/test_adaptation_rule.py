@@ -5,10 +5,24 @@ import pytest
 from made_up_probes import NAMES, changed, probe, unit
 
 from ssl_retrieval.adaptation.probe import FAMILIES, IDENTITY, Probe
-from ssl_retrieval.adaptation.rule import LEAST_PHOTOS, choose, colour_matters
+from ssl_retrieval.adaptation.rule import (
+    COPIES,
+    LEAST_PHOTOS,
+    SIMILAR,
+    STEADINESS,
+    choose,
+    colour_matters,
+    decide,
+    gather,
+)
+from ssl_retrieval.errors import UserError
 
-START = probe(groups=0.8)
-BETTER = probe(groups=1.6)
+START = probe(groups=0.8, alteration=1.2)
+BETTER = probe(groups=1.2, alteration=1.2)
+TIGHTER = probe(groups=1.2, alteration=1.68)
+"""Groups are clearer, but a photo is easily taken for another of its group."""
+FIRMER = probe(groups=0.8, alteration=0.96)
+"""A photo is itself more firmly, and no nearer to its group."""
 
 
 def test_clearly_better_features_are_taken() -> None:
@@ -19,7 +33,7 @@ def test_clearly_better_features_are_taken() -> None:
 
 
 def test_the_best_of_several_is_taken() -> None:
-    candidates = {"a bit": probe(groups=1.1), "much": BETTER, "worse": probe(groups=0.4)}
+    candidates = {"a bit": probe(groups=1.0, alteration=1.2), "much": BETTER, "worse": probe(0.4, 1.2)}
     verdict = choose(START, candidates)
     assert verdict.name == "much"
     assert verdict.scores["worse"] < 0 < verdict.scores["a bit"] < verdict.scores["much"]
@@ -54,7 +68,30 @@ def test_features_that_drifted_off_are_refused_although_they_are_tidy() -> None:
     shuffled = Probe({name: vectors[order] for name, vectors in BETTER.vectors.items()}, START.ids)
     verdict = choose(START, {"elsewhere": shuffled})
     assert verdict.name is None
-    assert "surest before" in verdict.reason
+    assert "drifted off" in verdict.reason
+
+
+def test_what_is_better_depends_on_what_is_searched() -> None:
+    candidates = {"tighter": TIGHTER, "firmer": FIRMER}
+    similar, copies = (choose(START, candidates, goal) for goal in (SIMILAR, COPIES))
+    assert (similar.name, copies.name) == ("tighter", "firmer")
+    assert "its price: altered copies of one and the same photo are found worse (-0.0" in similar.reason
+    assert "price" not in choose(START, {"better": BETTER}).reason
+    assert copies.reason.startswith("use firmer: altered copies of a photo are found better (+0.0")
+    assert "not found better" in choose(START, {"tighter": TIGHTER}, COPIES).reason
+    with pytest.raises(UserError, match="'kinds': use one of similar, copies"):
+        choose(START, candidates, "kinds")
+
+
+def test_the_limit_of_steadiness_decides() -> None:
+    found = gather(START, {"better": BETTER})
+    (evidence,) = found.values()
+    assert evidence is not None
+    assert evidence.steadiness > STEADINESS
+    assert decide(found, SIMILAR, evidence.steadiness).name == "better"
+    refused = decide(found, SIMILAR, evidence.steadiness + 1e-6)
+    assert refused.name is None
+    assert "drifted off" in refused.reason
 
 
 def test_numbers_that_are_none_are_refused() -> None:
@@ -103,7 +140,7 @@ def test_colour_matters_where_neighbours_go_with_it() -> None:
         vectors[name] = unit(rng.normal(size=START.photos.shape))
     matters, words = colour_matters(Probe(vectors))
     assert matters
-    assert words.startswith("keep colours")
+    assert words.startswith("colours are kept")
     for name in FAMILIES["colour"]:
         vectors[name] = vectors[IDENTITY]
     matters, words = colour_matters(Probe(vectors))

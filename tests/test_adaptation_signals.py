@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from made_up_probes import changed, probe, unit
 from scipy.stats import ortho_group
 
-from ssl_retrieval.adaptation.probe import IDENTITY, Probe
-from ssl_retrieval.adaptation.signals import cka, kept_pairs, signals, signals_before, stability
+from ssl_retrieval.adaptation.probe import FAMILIES, HELD_OUT, IDENTITY, Probe
+from ssl_retrieval.adaptation.signals import cka, kept_pairs, signals, signals_before, stability, steadiness
 from ssl_retrieval.adaptation.views import agreement, found_again, nearest_others, silhouettes
 
 START = probe(groups=0.8, num=42)
@@ -42,6 +42,37 @@ def test_kept_pairs_and_stability_by_hand() -> None:
     assert kept_pairs(start, torn) < 0.5
 
 
+def test_steadiness_is_a_ratio_of_odds() -> None:
+    rng = np.random.default_rng(0)
+    photos = unit(rng.normal(size=(60, 8)))
+    views = {
+        name: unit(photos + 0.8 * rng.normal(size=photos.shape))
+        for family in HELD_OUT
+        for name in FAMILIES[family]
+    }
+    start = Probe({IDENTITY: photos, **views})
+    cosines = photos @ photos.T - 2 * np.eye(60)
+    nearest = cosines.argmax(1)
+    sure = [i for i in range(60) if nearest[nearest[i]] == i]
+
+    def found(queries: np.ndarray, gallery: np.ndarray) -> float:
+        scores = queries @ gallery.T
+        return float(
+            np.mean(
+                [1 / sum(scores[i, j] >= scores[i, nearest[i]] for j in range(60) if j != i) for i in sure]
+            )
+        )
+
+    moved = unit(photos + 0.3 * rng.normal(size=photos.shape))
+    kept, altered = found(moved, moved), np.mean([found(view, photos) for view in views.values()])
+    assert 0 < altered < kept < 1
+    odds = kept / (1 - kept) / (altered / (1 - altered))
+    assert steadiness(start, Probe({IDENTITY: moved, **views})) == pytest.approx(np.log(odds), abs=1e-6)
+    # However firm the pairs are, a training that loses none of them is steadier than the alterations.
+    assert steadiness(start, start) == pytest.approx(np.log((2 * len(sure) - 1) / (altered / (1 - altered))))
+    assert np.isnan(steadiness(Probe({IDENTITY: photos}), start))
+
+
 def test_better_features_have_better_signals() -> None:
     found = signals(START, BETTER)
     for name in ("agreement", "agreement_geometric", "clusters"):
@@ -52,7 +83,8 @@ def test_better_features_have_better_signals() -> None:
 
 def test_the_start_against_itself_changes_nothing() -> None:
     found = signals(START, START)
-    same = {"kept_neighbours": 1.0, "kept_pairs": 1.0, "cka": 1.0}
+    same = {"kept_neighbours": 1.0, "kept_pairs": 1.0, "cka": 1.0, "steadiness": steadiness(START, START)}
+    assert same["steadiness"] > 1
     for name, value in found.items():
         assert value == pytest.approx(same.get(name, 0.0), abs=1e-6), name
 

@@ -44,6 +44,7 @@ class Job:
 
     Attributes:
         photos: Absolute path of the folder of photos.
+        goal: What is searched for: ``similar`` or ``copies``, see `rule`.
         minutes: Time for everything.
         start: timm name.
         weights: As ``model.weights`` of a training.
@@ -52,6 +53,7 @@ class Job:
     """
 
     photos: str
+    goal: str
     minutes: float
     start: str
     weights: str
@@ -63,6 +65,7 @@ def adapt(
     photos: str | Path,
     out: str | Path,
     *,
+    goal: str = rule.SIMILAR,
     minutes: float = 10.0,
     start: str = Setting.start,
     weights: str = "auto",
@@ -77,6 +80,8 @@ def adapt(
     Args:
         photos: Folder of images, subfolders included.
         out: Folder of the results: network, vectors, page, verdict.
+        goal: What is to be found: ``similar`` (other photos of the same object or kind) or ``copies`` (the
+            very photo, altered).
         minutes: Time for everything.
         start: timm name, or one of our checkpoints or runs.
         weights: Where the start's weights come from; ``auto`` = an installed package, else timm.
@@ -91,9 +96,10 @@ def adapt(
         raise UserError(f"--minutes {minutes:g}: a time above 0 is needed, e.g. 10")
     if image_size < 32:
         raise UserError(f"--image-size {image_size}: must be at least 32")
+    rule.check_goal(goal)
     folder, root = Path(out).expanduser().resolve(), Path(photos).expanduser().resolve()
     network, from_where = start_network.find(start, weights)
-    job = Job(str(root), float(minutes), network, from_where, image_size, seed)
+    job = Job(str(root), goal, float(minutes), network, from_where, image_size, seed)
     require_writable(folder)
     begun = time.monotonic()
     looked = photo_folder.look(root)
@@ -169,6 +175,7 @@ class _Adaptation:
             return [], Verdict(None, reason, {}), []
         judge = Judge(self.packed, self.work / "photos.npy", count, self.job.seed, self.device)
         planned = self._schedule(judge)
+        self.notes.append(planned.why)
         judge = dataclasses.replace(judge, limit=planned.probe_photos)
         before = Probe.load(self.work / "start")
         if not planned.settings:
@@ -182,13 +189,13 @@ class _Adaptation:
             made = self._trial(setting.name, setting, f"trial-{number}", judge, planned)
             if made is not None:
                 trials.append(made)
-        verdict = rule.choose(before, {made.name: made.probe() for made in trials})
+        verdict = rule.choose(before, {made.name: made.probe() for made in trials}, self.job.goal)
         more = self._longer(trials, verdict, planned)
         if more is not None:
             made = self._trial(f"{more.name}, longer", more, "longer", judge, planned)
             if made is not None:
                 trials.append(made)
-                verdict = rule.choose(before, {made.name: made.probe() for made in trials})
+                verdict = rule.choose(before, {made.name: made.probe() for made in trials}, self.job.goal)
         nothing = float("nan")
         tried = [
             Tried.of(made, verdict.scores.get(made.name, nothing), signals(before, made.probe()))
@@ -208,12 +215,14 @@ class _Adaptation:
             judge,
             self.start,
             self.work,
+            goal=job.goal,
             deadline=time.monotonic() + self.clock.left_s,
             num_images=len(self.looked.images),
             decode_s=self.clock.spent_s / self.looked.num_drawn,
         )
         made.save(file)
         self.clock.note()
+        say(made.why)
         say(f"judging a candidate by its photos takes {made.pace.probe_s:.0f} s")
         if made.settings:
             first = made.settings[0]
@@ -269,6 +278,7 @@ class _Adaptation:
         made = Outcome(
             folder=str(self.folder),
             photos=self.job.photos,
+            goal=self.job.goal,
             chosen=verdict.name,
             reason=verdict.reason,
             start=self.job.start,

@@ -60,6 +60,7 @@ class Outcome:
     Attributes:
         folder: Absolute path of the folder of all results.
         photos: Absolute path of the photos.
+        goal: What is searched for: ``similar`` or ``copies``.
         chosen: Name of the candidate that is used; None = the start is kept.
         reason: Why, in plain words.
         start: timm name of the start.
@@ -77,6 +78,7 @@ class Outcome:
 
     folder: str
     photos: str
+    goal: str
     chosen: str | None
     reason: str
     start: str

@@ -1,56 +1,118 @@
 """The rule that decides, without any label, whether adapted features replace those of the start.
 
-A candidate must pass four tests, for each of them alone was passed by features that search worse:
+What is better depends on what is searched for, and the two do not go together: training that brings photos of
+the same thing closer makes altered copies of one photo harder to tell from its neighbours. So the rule is
+told which of the two is wanted.
+
+``similar`` (the same object, the same kind). A candidate must pass three tests, for each of them alone was
+passed by features that search worse:
 
 - it is not ruined: numbers only, and no large part of the directions lost (RankMe);
-- the pairs of photos that the start is surest of are still found: a training that has drifted off fails;
-- when a photo is altered in ways that training never shows, its neighbours change less than at the start.
-  Colour changes in training failed here wherever they ruined search by colour;
-- photos form clearer groups than at the start. Features that only tell single photos apart fail here,
-  although they find copies better.
+- it has not drifted off: pairs of photos that the start is surest of are found far more surely than the
+  start itself finds them once photos are altered (`signals.steadiness`);
+- when a photo is altered in ways that training never shows, more of its neighbours stay than at the start,
+  and photos do not form vaguer groups.
 
-The last two are paired tests over photos. In doubt the start is kept.
+``copies`` (the very photo, altered). This can be measured on photos without labels, so it is: altered photos
+find their original better than at the start.
+
+All gains are paired tests over photos. In doubt the start is kept.
 """
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from ssl_retrieval.adaptation.probe import Probe
 from ssl_retrieval.adaptation.signals import (
     comparable,
     held_out,
-    kept_pairs,
     log_rank,
     of_family,
     signals_before,
+    steadiness,
 )
-from ssl_retrieval.adaptation.views import agreement, silhouettes
-from ssl_retrieval.statistics import paired_test
+from ssl_retrieval.adaptation.views import agreement, found_again, silhouettes
+from ssl_retrieval.errors import UserError
+from ssl_retrieval.statistics import PairedDifference, paired_test
 from ssl_retrieval.types import FloatArray
+
+SIMILAR, COPIES = "similar", "copies"
+GOALS = (SIMILAR, COPIES)
+"""What is searched for."""
 
 LEAST_PHOTOS = 100
 """Constants are of probes with 200 photos. Half of them give intervals that are wider by 40 %; fewer are not
 worth a decision that may make search worse."""
 
 LEAST_RANK = -0.5
-"""Log of the ratio of effective ranks; good and bad trainings alike lay above -0.12, collapses far below."""
+"""Log of the ratio of effective ranks; good and bad trainings alike lay above -0.2, collapses far below."""
 
-LEAST_KEPT = 0.55
-"""Of `signals.kept_pairs`. Networks adapted to photos of another kind had 0.40 where they searched worse;
-those that searched better had 0.65 and more."""
-
-LEAST_AGREEMENT = 0.005
-"""Gain in `views.agreement`, besides its interval. Where search got clearly better it was 0.011 and more;
-where colour changes made it worse, 0.004 and less."""
-
-LEAST_CLUSTERS = 0.013
-"""Gain in `views.silhouettes`. Where search got clearly better it was 0.016 to 0.05; where neighbours held
-better and search got worse all the same, 0.010 and less."""
+STEADINESS = 0.76
+"""Least `signals.steadiness`, from `rule_fit.fit`."""
 
 COLOUR_DEPENDENCE = 0.0
-"""Of `signals.signals_before`: +0.09 where colour changes ruined search, -0.11 to -0.14 elsewhere."""
+"""Of `signals.signals_before`: +0.06 and +0.09 where colour changes ruined search, below 0 elsewhere."""
 
 LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is seen of a candidate, against the start.
+
+    Attributes:
+        rank: Log of the ratio of effective ranks.
+        steadiness: See `signals.steadiness`.
+        agreement: Change in `views.agreement` under alterations that training never shows.
+        clusters: Change in `views.silhouettes`.
+        copies: Change in `views.found_again`, over all alterations.
+    """
+
+    rank: float
+    steadiness: float
+    agreement: PairedDifference
+    clusters: PairedDifference
+    copies: PairedDifference
+
+    def score(self, goal: str) -> float:
+        """Order candidates that pass: the higher the better."""
+        return self.copies.mean if goal == COPIES else self.agreement.mean + self.clusters.mean
+
+    def objection(self, goal: str, least_steadiness: float = STEADINESS) -> str:
+        """Say what speaks against it; empty = nothing."""
+        if self.rank < LEAST_RANK:
+            return f"it has lost {100 * (1 - math.exp(self.rank)):.0f} % of its directions"
+        if goal == COPIES:
+            if self.copies.low <= 0:
+                return f"altered copies are not found better ({_gain(self.copies)})"
+            return ""
+        if not self.steadiness >= least_steadiness:
+            return (
+                "it has drifted off: the pairs that were surest before are lost nearly as easily as when "
+                f"photos are altered (log odds {self.steadiness:+.2f}, at least {least_steadiness:+.2f})"
+            )
+        if self.agreement.low <= 0:
+            return f"neighbours do not hold better when photos are altered ({_gain(self.agreement)})"
+        if self.clusters.mean <= 0:
+            return f"photos do not form clearer groups ({_gain(self.clusters)})"
+        return ""
+
+    def praise(self, goal: str) -> str:
+        """Say what speaks for it, and what it costs."""
+        if goal == COPIES:
+            return f"altered copies of a photo are found better ({_interval(self.copies)})"
+        words = (
+            f"altered photos keep more of their neighbours ({_interval(self.agreement)}) and photos form "
+            f"clearer groups ({_gain(self.clusters)})"
+        )
+        if self.copies.high < 0:
+            words += (
+                "; its price: altered copies of one and the same photo are found worse "
+                f"({_interval(self.copies)})"
+            )
+        return words
 
 
 @dataclass(frozen=True)
@@ -60,8 +122,8 @@ class Verdict:
     Attributes:
         name: The candidate to use; None = keep the start.
         reason: Why, in plain words.
-        scores: Candidate -> gain in agreement plus gain in silhouette, by which candidates that pass are
-            ordered; NaN where nothing could be compared.
+        scores: Candidate -> `Evidence.score`, by which candidates that pass are ordered; NaN where nothing
+            could be compared.
     """
 
     name: str | None
@@ -69,12 +131,13 @@ class Verdict:
     scores: dict[str, float]
 
 
-def choose(start: Probe, candidates: dict[str, Probe]) -> Verdict:
+def choose(start: Probe, candidates: dict[str, Probe], goal: str = SIMILAR) -> Verdict:
     """Choose among adapted features, or keep the start where none is clearly better.
 
     Args:
         start: Of the network as it was.
         candidates: Name -> probe of the same photos.
+        goal: ``similar`` or ``copies``.
     """
     unknown = dict.fromkeys(candidates, math.nan)
     if not candidates:
@@ -87,19 +150,67 @@ def choose(start: Probe, candidates: dict[str, Probe]) -> Verdict:
         return Verdict(None, words, unknown)
     if not start.is_finite:
         return Verdict(None, "keep the start: its own vectors are not finite, check the network", unknown)
+    return decide(gather(start, candidates), goal)
+
+
+def gather(start: Probe, candidates: dict[str, Probe]) -> dict[str, Evidence | None]:
+    """Compare candidates with the start; None where there are values that are no numbers.
+
+    Args:
+        start: Of the network as it was, finite.
+        candidates: Name -> probe of the same photos.
+    """
     before = _Measured.of(start)
-    scores, objections, passed = {}, {}, {}
+    found: dict[str, Evidence | None] = {}
     for name, candidate in candidates.items():
-        scores[name], objection, words = _judge(start, before, candidate)
-        if objection:
-            objections[name] = objection
-        else:
-            passed[name] = words
+        if not comparable(start, candidate):
+            found[name] = None
+            continue
+        after = _Measured.of(candidate)
+        found[name] = Evidence(
+            after.log_rank - before.log_rank,
+            steadiness(start, candidate),
+            paired_test(after.agreement, before.agreement, level=LEVEL),
+            paired_test(after.silhouettes, before.silhouettes, level=LEVEL),
+            paired_test(after.found_again, before.found_again, level=LEVEL),
+        )
+    return found
+
+
+def decide(
+    found: dict[str, Evidence | None], goal: str = SIMILAR, least_steadiness: float = STEADINESS
+) -> Verdict:
+    """Choose by what is seen of each candidate.
+
+    Args:
+        found: Name -> evidence, from `gather`.
+        goal: ``similar`` or ``copies``.
+        least_steadiness: What must be reached of it.
+    """
+    check_goal(goal)
+    scores = {name: math.nan if one is None else one.score(goal) for name, one in found.items()}
+    objections = {
+        name: "its vectors are not finite: the training broke down"
+        if one is None
+        else one.objection(goal, least_steadiness)
+        for name, one in found.items()
+    }
+    passed = {name: one for name, one in found.items() if one is not None and not objections[name]}
     if not passed:
         said = "; ".join(f"{name}: {objection}" for name, objection in objections.items())
         return Verdict(None, f"keep the start: no candidate is surely better ({said})", scores)
     best = max(passed, key=lambda name: scores[name])
-    return Verdict(best, f"use {best}: {passed[best]}", scores)
+    return Verdict(best, f"use {best}: {passed[best].praise(goal)}", scores)
+
+
+def check_goal(goal: str) -> None:
+    """Refuse a goal that there is not.
+
+    Raises:
+        UserError: Names those that there are.
+    """
+    if goal not in GOALS:
+        raise UserError(f"goal {goal!r}: use one of {', '.join(GOALS)}")
 
 
 def colour_matters(start: Probe) -> tuple[bool, str]:
@@ -114,15 +225,15 @@ def colour_matters(start: Probe) -> tuple[bool, str]:
     """
     dependence = signals_before(start)["start_colour_dependence"]
     if not math.isfinite(dependence):
-        return True, "keep colours as they are: too few photos to tell whether they matter"
+        return True, "colours are kept as they are: too few photos to tell whether they matter"
     if dependence > COLOUR_DEPENDENCE:
         return True, (
-            "keep colours as they are: without its colours a photo loses more of its neighbours than by "
+            "colours are kept as they are: without its colours a photo loses more of its neighbours than by "
             f"other changes (by {100 * dependence:.0f} of 100 neighbours)"
         )
     return False, (
-        "colours may be changed: without its colours a photo keeps more of its neighbours than after other "
-        f"changes (by {-100 * dependence:.0f} of 100 neighbours)"
+        "colours may be changed: without its colours a photo keeps as many of its neighbours as after other "
+        f"changes, or more (by {-100 * dependence:.0f} of 100 neighbours)"
     )
 
 
@@ -132,42 +243,26 @@ class _Measured:
 
     agreement: FloatArray
     silhouettes: FloatArray
+    found_again: FloatArray
     log_rank: float
 
     @classmethod
     def of(cls, probe: Probe) -> "_Measured":
-        names = held_out(probe)
-        return cls(of_family(agreement(probe), names), silhouettes(probe.photos), log_rank(probe))
+        again = found_again(probe)
+        return cls(
+            of_family(agreement(probe), held_out(probe)),
+            silhouettes(probe.photos),
+            np.mean(list(again.values()), axis=0),
+            log_rank(probe),
+        )
 
 
-def _judge(start: Probe, before: _Measured, candidate: Probe) -> tuple[float, str, str]:
-    """Give the score, the objection (empty = none) and what speaks for a candidate."""
-    if not comparable(start, candidate):
-        return math.nan, "its vectors are not finite: the training broke down", ""
-    after = _Measured.of(candidate)
-    firmer = paired_test(after.agreement, before.agreement, level=LEVEL)
-    clearer = paired_test(after.silhouettes, before.silhouettes, level=LEVEL)
-    score = firmer.mean + clearer.mean
-    lost = before.log_rank - after.log_rank
-    if -lost < LEAST_RANK:
-        return score, f"it has lost {100 * (1 - math.exp(-lost)):.0f} % of its directions", ""
-    kept = kept_pairs(start, candidate)
-    if kept < LEAST_KEPT:
-        return score, f"it no longer finds the pairs that were surest before (mAP {kept:.2f} on them)", ""
-    if firmer.low <= 0 or firmer.mean < LEAST_AGREEMENT:
-        return score, f"neighbours do not hold better when photos are altered ({_gain(firmer.mean)})", ""
-    if clearer.low <= 0 or clearer.mean < LEAST_CLUSTERS:
-        return score, f"photos do not form clearer groups ({_gain(clearer.mean)})", ""
-    words = (
-        f"altered photos keep more of their neighbours ({_gain(firmer.mean)}, 95 % interval "
-        f"{firmer.low:+.3f} to {firmer.high:+.3f}) and photos form clearer groups ({_gain(clearer.mean)}, "
-        f"{clearer.low:+.3f} to {clearer.high:+.3f})"
-    )
-    return score, "", words
+def _gain(change: PairedDifference) -> str:
+    return f"{change.mean:+.3f}"
 
 
-def _gain(value: float) -> str:
-    return f"{value:+.3f}"
+def _interval(change: PairedDifference) -> str:
+    return f"{_gain(change)}, 95 % interval {change.low:+.3f} to {change.high:+.3f}"
 
 
 def _counted(count: int) -> str:

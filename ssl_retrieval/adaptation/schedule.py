@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_retrieval.adaptation import trial
-from ssl_retrieval.adaptation.plan import Pace, Setting, plan
+from ssl_retrieval.adaptation.plan import (
+    COLOURS_CHANGED,
+    COLOURS_KEPT,
+    FOR_COPIES,
+    Pace,
+    Setting,
+    plan,
+)
+from ssl_retrieval.adaptation.probe import Probe
+from ssl_retrieval.adaptation.rule import COPIES, colour_matters
 from ssl_retrieval.adaptation.trial import Judge
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.run_folder import read_json
@@ -34,6 +43,7 @@ class Schedule:
         reserve_s: Seconds that are kept for vectors and page.
         embeds: Whether all photos are embedded.
         settings: What is tried first.
+        why: Why these, in a sentence.
     """
 
     probe_photos: int
@@ -41,6 +51,7 @@ class Schedule:
     reserve_s: float
     embeds: bool
     settings: tuple[Setting, ...]
+    why: str
 
     def save(self, file: Path) -> None:
         """Write it as JSON."""
@@ -58,7 +69,15 @@ class Schedule:
 
 
 def make(
-    base: Setting, judge: Judge, start: Path, work: Path, *, deadline: float, num_images: int, decode_s: float
+    base: Setting,
+    judge: Judge,
+    start: Path,
+    work: Path,
+    *,
+    goal: str,
+    deadline: float,
+    num_images: int,
+    decode_s: float,
 ) -> Schedule:
     """Measure judging and training on the photos themselves, leave the start's probe, and plan.
 
@@ -67,6 +86,7 @@ def make(
         judge: Its photos; how many of them it takes is decided here.
         start: Checkpoint of the start.
         work: Folder; ``work/start`` gets the start's probe.
+        goal: What is searched for, see `rule`.
         deadline: Reading of ``time.monotonic`` at which everything is to be done.
         num_images: Images to embed at the end.
         decode_s: Seconds to read one of them.
@@ -89,5 +109,14 @@ def make(
     embed_s = num_images * (forward_s + decode_s)
     embeds = embed_s <= EMBED_SHARE * total_s
     reserve_s = _PAGE_S + 2 * min(count, _SHOWN_PHOTOS) * forward_s + (embed_s if embeds else 0)
-    settings = plan(count, deadline - time.monotonic() - reserve_s, pace, base)
-    return Schedule(limit, pace, reserve_s, embeds, tuple(settings))
+    trials, why = _what_to_try(probe, goal)
+    settings = plan(count, deadline - time.monotonic() - reserve_s, pace, trials, base)
+    return Schedule(limit, pace, reserve_s, embeds, tuple(settings), why)
+
+
+def _what_to_try(start: Probe, goal: str) -> tuple[str, str]:
+    """Name the trials that suit the photos and what is searched for, and say why."""
+    if goal == COPIES:
+        return FOR_COPIES, "Training changes colours, as altered copies do."
+    matters, reason = colour_matters(start)
+    return (COLOURS_KEPT if matters else COLOURS_CHANGED), f"{reason[0].upper()}{reason[1:]}."

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+from scipy import special
 
 from ssl_retrieval import collapse, metrics
 from ssl_retrieval.adaptation.probe import FAMILIES, HELD_OUT, Probe
@@ -46,6 +47,8 @@ def signals(start: Probe, adapted: Probe) -> dict[str, float]:
         - ``kept_neighbours``: Jaccard index of the k nearest photos before and after;
         - ``kept_pairs``: mean average precision with which the pairs that are each other's nearest at the
           start are still found;
+        - ``steadiness``: the same beside what the start itself still finds of them in altered photos
+          (`steadiness`);
         - ``cka``: similarity of the two spaces (linear CKA; Kornblith et al., ICML 2019, arXiv 1905.00414);
         - ``clusters``: change of the mean of `views.silhouettes`;
         - ``reciprocity``: change of the share of nearest neighbours that are mutual;
@@ -59,6 +62,7 @@ def signals(start: Probe, adapted: Probe) -> dict[str, float]:
     values = {name: after[name] - before[name] for name in after}
     values["kept_neighbours"] = stability(start, adapted)
     values["kept_pairs"] = kept_pairs(start, adapted)
+    values["steadiness"] = steadiness(start, adapted)
     values["cka"] = cka(start.photos, adapted.photos)
     return {name: values[name] for name in names}
 
@@ -95,13 +99,43 @@ def kept_pairs(start: Probe, adapted: Probe) -> float:
     Returns:
         In [0, 1]; NaN where the start has no such pair.
     """
+    return _finds(adapted.photos, adapted.photos, *_sure_pairs(start))
+
+
+def steadiness(start: Probe, adapted: Probe) -> float:
+    """Measure how little training has moved the photos, in the unit of how little altering them does.
+
+    Pairs that are each other's nearest at the start are searched by the adapted features, and by the start's
+    own among its photos from altered ones. Photos whose pairs hang by a thread may lose more of them than
+    photos whose pairs are firm: the same number of lost pairs says different things about different photos.
+
+    Returns:
+        Log of the ratio of odds, p / (1 - p) of either mAP: 0 where training has cost as many pairs as the
+        alterations do, the larger the less it has moved. An mAP within half a pair of 0 or 1 counts as so
+        much. NaN where the start has no such pair, or nothing was altered.
+    """
+    rows, nearest = _sure_pairs(start)
+    names = held_out(start)
+    if not names or not len(rows):
+        return math.nan
+    altered = float(np.mean([_finds(start.vectors[name], start.photos, rows, nearest) for name in names]))
+    kept = _finds(adapted.photos, adapted.photos, rows, nearest)
+    log_odds = [special.logit(np.clip(p, 0.5 / len(rows), 1 - 0.5 / len(rows))) for p in (kept, altered)]
+    return float(log_odds[0] - log_odds[1])
+
+
+def _sure_pairs(start: Probe) -> tuple[IntArray, IntArray]:
+    """List the photos whose nearest photo has them for its nearest, and that photo."""
     nearest = nearest_others(start.photos, start.photos, 1)[:, 0]
-    mutual = np.flatnonzero(nearest[nearest] == np.arange(len(start)))
-    if not len(mutual):
-        return float("nan")
-    ranks = relevant_ranks(
-        adapted.photos[mutual], adapted.photos, list(nearest[mutual][:, None]), list(mutual[:, None])
-    )
+    rows = np.flatnonzero(nearest[nearest] == np.arange(len(start)))
+    return rows, nearest[rows]
+
+
+def _finds(views: VectorArray, photos: VectorArray, rows: IntArray, wanted: IntArray) -> float:
+    """Search one wanted photo from the views of some photos: mAP; NaN where there are none."""
+    if not len(rows):
+        return math.nan
+    ranks = relevant_ranks(views[rows], photos, list(wanted[:, None]), list(rows[:, None]))
     return float(metrics.compute("mAP", ranks).mean())
 
 
@@ -179,7 +213,7 @@ _SINGLE = (
     ),
     *("rank", "alignment", "uniformity", "clusters", "reciprocity", "hubness", "contrast"),
 )
-_PLAIN = (*_SINGLE[-7:], "kept_neighbours", "kept_pairs", "cka")
+_PLAIN = (*_SINGLE[-7:], "kept_neighbours", "kept_pairs", "steadiness", "cka")
 
 
 def _names(signal: str) -> list[str]:

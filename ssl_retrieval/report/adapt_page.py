@@ -6,12 +6,34 @@ from typing import Any
 
 from ssl_retrieval.report.page import render
 
-DOUBT = (
-    "This was decided without labels: by how firmly each photo keeps its neighbours when it is altered in "
-    "ways that training never showed, and by how clear the groups are that photos form. That is a sign of "
-    "better search, not a proof: look at the photos below. All networks had inputs of the same size; a "
-    "larger one costs more time and often finds more."
+_SAME_SIZE = (
+    "Look at the photos below. All networks had inputs of the same size; a larger one costs more time and "
+    "often finds more."
 )
+
+DOUBT = {
+    "similar": (
+        "This was decided without labels: by how firmly each photo keeps its neighbours when it is altered "
+        "in ways that training never showed, and by how clear the groups are that photos form. That is a "
+        f"sign of better search for other photos of the same object or kind, not a proof. {_SAME_SIZE}"
+    ),
+    "copies": (
+        "This was decided by searching altered photos for their originals, among these very photos. "
+        f"{_SAME_SIZE}"
+    ),
+}
+"""Goal -> what the verdict rests on."""
+
+SCORE = {
+    "similar": (
+        "by how much more than with the start the photos' neighbours hold when photos are altered, plus by "
+        "how much clearer their groups are"
+    ),
+    "copies": (
+        "by how much better than with the start altered photos find their originals (mean average precision)"
+    ),
+}
+"""Goal -> what candidates are ordered by."""
 
 
 def write_adapt_page(outcome: Any, examples: Sequence[Any], photos: Path) -> None:
@@ -32,7 +54,8 @@ def write_adapt_page(outcome: Any, examples: Sequence[Any], photos: Path) -> Non
         title=outcome.headline,
         outcome=outcome,
         reason=_sentence(outcome.reason),
-        doubt=DOUBT,
+        doubt=DOUBT[outcome.goal],
+        score=SCORE[outcome.goal],
         other=other,
         signals=list(outcome.tried[0].signals) if outcome.tried else [],
         groups=_groups(examples, photos),

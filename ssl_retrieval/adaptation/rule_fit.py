@@ -1,0 +1,134 @@
+"""The rule's constant from a study, and the rule on sets that had no part in it: leave-one-set-out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssl_retrieval.adaptation.cell_files import FinishedCell
+from ssl_retrieval.adaptation.cells import Cell
+from ssl_retrieval.adaptation.probe import Probe
+from ssl_retrieval.adaptation.rule import (
+    COPIES,
+    SIMILAR,
+    STEADINESS,
+    Evidence,
+    colour_matters,
+    decide,
+    gather,
+)
+from ssl_retrieval.adaptation.selection import LOSS_WEIGHT
+from ssl_retrieval.adaptation.study_table import HEADLINE, paired
+
+_FURTHER = 0.05
+"""How far a limit stays from the only value that it must exclude, or admit."""
+
+
+@dataclass(frozen=True, eq=False)
+class KnownRun:
+    """A training whose effect is known from labels.
+
+    Attributes:
+        cell: Which.
+        evidence: What the rule sees; None where values are no numbers.
+        keeps_colours: Whether the rule would have colours kept as they are on these photos.
+        delta: Change in mAP, mean over the tasks that search for what is similar.
+    """
+
+    cell: Cell
+    evidence: Evidence | None
+    keeps_colours: bool
+    delta: float
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether the rule would have had this tried."""
+        return not (self.cell.jitter and self.keeps_colours)
+
+
+def goal_of(task: str) -> str:
+    """Say which goal a study's task belongs to: those whose names begin with ``copies`` search for copies.
+
+    >>> goal_of("copies"), goal_of("fine")
+    ('copies', 'similar')
+    """
+    return COPIES if task.startswith(COPIES) else SIMILAR
+
+
+def known_runs(cells: Sequence[FinishedCell]) -> list[KnownRun]:
+    """Look at a study's trainings as the rule does.
+
+    Args:
+        cells: From `cell_files.read_all`.
+    """
+    starts: dict[Cell, tuple[Probe, bool]] = {}
+    found = []
+    for start, adapted in paired(cells):
+        if start.cell not in starts:
+            probe = start.probe()
+            starts[start.cell] = probe, colour_matters(probe)[0]
+        probe, keeps_colours = starts[start.cell]
+        evidence = gather(probe, {"": adapted.probe()})[""]
+        changes = [
+            np.nanmean(after.per_query[HEADLINE] - start.scores[task].per_query[HEADLINE])
+            for task, after in adapted.scores.items()
+            if goal_of(task) == SIMILAR
+        ]
+        found.append(KnownRun(adapted.cell, evidence, keeps_colours, float(np.mean(changes))))
+    return found
+
+
+def fit(runs: Sequence[KnownRun]) -> float:
+    """Find the least steadiness that admits the most gain, losses counted `selection.LOSS_WEIGHT` times.
+
+    Every training counts, also those that other tests of the rule refuse: on photos that are not here they
+    may not. Every set counts the same, however many runs it has. The limit lies halfway between the last run
+    that is admitted and the first that is not.
+
+    Args:
+        runs: Of the sets to learn from.
+
+    Returns:
+        The limit; infinite where there is no run.
+    """
+    known = [
+        (run.evidence.steadiness, run.delta / sum(other.cell.set == run.cell.set for other in runs))
+        for run in runs
+        if run.evidence is not None
+    ]
+    if not known:
+        return float("inf")
+    values = np.array(sorted(known, reverse=True))
+    worth = np.cumsum(np.where(values[:, 1] < 0, LOSS_WEIGHT, 1) * values[:, 1])
+    last = int(worth.argmax())
+    if worth[last] <= 0:
+        return float(values[0, 0]) + _FURTHER
+    if last == len(values) - 1:
+        return float(values[last, 0]) - _FURTHER
+    return float(values[last : last + 2, 0].mean())
+
+
+def leave_one_set_out(runs: Sequence[KnownRun]) -> dict[str, float]:
+    """Fit the limit for each set on the others.
+
+    Args:
+        runs: Of at least two sets.
+
+    Returns:
+        Set -> limit.
+    """
+    sets = list(dict.fromkeys(run.cell.set for run in runs))
+    return {name: fit([run for run in runs if run.cell.set != name]) for name in sets}
+
+
+def choice(runs: Sequence[KnownRun], goal: str, least_steadiness: float = STEADINESS) -> Cell | None:
+    """Let the rule choose among trainings of one start on one set; None = the start.
+
+    Args:
+        runs: What was tried.
+        goal: What is searched for.
+        least_steadiness: The rule's constant.
+    """
+    offered = {run.cell.name: run for run in runs if goal == COPIES or run.is_offered}
+    verdict = decide({name: run.evidence for name, run in offered.items()}, goal, least_steadiness)
+    return None if verdict.name is None else offered[verdict.name].cell
