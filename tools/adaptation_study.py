@@ -7,9 +7,10 @@ Everything is read from the finished cells; an unfinished study gives the tables
 
 import argparse
 import datetime
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,9 +19,17 @@ import pandas as pd
 from ssl_retrieval.adaptation import predictors, selection
 from ssl_retrieval.adaptation.cell_files import FinishedCell, read_all
 from ssl_retrieval.adaptation.cells import Cell
-from ssl_retrieval.adaptation.rule import choose
+from ssl_retrieval.adaptation.rule import GOALS, SIMILAR, STEADINESS
+from ssl_retrieval.adaptation.rule_fit import (
+    KnownRun,
+    choice,
+    fit,
+    goal_of,
+    known_runs,
+    leave_one_set_out,
+)
 from ssl_retrieval.adaptation.study_table import Effect, collect, effect_of, effects
-from ssl_retrieval.statistics import SIGNIFICANCE, holm
+from ssl_retrieval.statistics import SIGNIFICANCE, PairedDifference, holm
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -52,10 +61,8 @@ def table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
 
 def change(effect: Effect, p_value: float) -> str:
     """Give a difference with its interval, in bold where it is real."""
-    found = effect.difference
-    text = f"{found.mean:+.3f}"
-    text = f"**{text}**" if p_value < SIGNIFICANCE else text
-    return f"{text} [{found.low:+.3f}, {found.high:+.3f}]"
+    mean, _, interval = _interval(effect.difference).partition(" ")
+    return f"{f'**{mean}**' if p_value < SIGNIFICANCE else mean} {interval}"
 
 
 def grids(found: Sequence[Effect]) -> dict[tuple[str, str], list[Effect]]:
@@ -99,63 +106,74 @@ def costs(cells: Sequence[FinishedCell]) -> str:
     return table(lines, left=3)
 
 
-def fixed_rule(cells: Sequence[FinishedCell]) -> dict[tuple[str, str], Cell | None]:
-    """Let the rule of the `adapt` command choose for each set and start, among the settings of one seed."""
-    chosen: dict[tuple[str, str], Cell | None] = {}
-    for start in (f for f in cells if f.cell.is_start):
-        runs = [f for f in cells if f.cell.of_start == start.cell and not f.cell.is_start]
-        runs = [f for f in runs if f.cell.seed == min(other.cell.seed for other in runs)]
-        if runs:
-            verdict = choose(start.probe(), {f.cell.name: f.probe() for f in runs})
-            names = {f.cell.name: f.cell for f in runs}
-            chosen[start.cell.set, start.cell.start] = names.get(verdict.name or "")
-    return chosen
+@dataclass(frozen=True)
+class Taken:
+    """What the rule took for one set, start and method, with one goal, seed by seed; None = the start."""
+
+    before: FinishedCell
+    method: str
+    goal: str
+    cells: dict[int, Cell | None]
 
 
-def rule_of_others(rows: pd.DataFrame) -> dict[tuple[str, str], Cell | None]:
-    """Choose for each set by a signal, its direction and threshold that the other sets alone chose."""
-    if rows["set"].nunique() < 2:
-        return {}
-    runs = selection.runs_of(rows)
-    table = selection.leave_one_set_out(rows, _best_signal)
-    return {
-        (taken["set"], taken["start"]): None if taken["row"] < 0 else _cell(runs.loc[taken["row"]].to_dict())
-        for taken in table.to_dict("records")
-    }
+def rule(cells: Sequence[FinishedCell], runs: Sequence[KnownRun], limits: Mapping[str, float]) -> list[Taken]:
+    """Let the rule choose among the settings of each set, start, method and seed."""
+    found = []
+    for before in (f for f in cells if f.cell.is_start):
+        of_start = [run for run in runs if run.cell.of_start == before.cell]
+        for method in dict.fromkeys(run.cell.method for run in of_start):
+            seeds: dict[int, list[KnownRun]] = {}
+            for run in of_start:
+                if run.cell.method == method:
+                    seeds.setdefault(run.cell.seed, []).append(run)
+            # A seed of which the study has only begun is not a choice yet.
+            most = max(map(len, seeds.values()))
+            whole = {seed: group for seed, group in sorted(seeds.items()) if len(group) == most}
+            for goal in GOALS:
+                taken = {seed: choice(group, goal, limits[before.cell.set]) for seed, group in whole.items()}
+                found.append(Taken(before, method, goal, taken))
+    return found
 
 
-def _best_signal(runs: pd.DataFrame) -> selection.Score:
-    fitted = [selection.single(name)(runs) for name in predictors.signal_names(runs)]
-    return max(fitted, key=lambda score: selection.utility(runs, score(runs)))
-
-
-def _cell(run: Mapping[Any, Any]) -> Cell:
-    kinds = {"jitter": bool, "anchor": float, "seed": int}
-    return Cell(**{name: kinds.get(name, str)(run[name]) for name in predictors.RUN})
-
-
-def rule_table(cells: Sequence[FinishedCell], chosen: Mapping[tuple[str, str], Cell | None]) -> str:
-    """Give what a rule chose, what that did to each task, and what the best setting would have done."""
+def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
+    """Give what the rule took, what that did to each task, and what the best setting would have done."""
     by_cell = {f.cell: f for f in cells}
-    lines = [["photos", "start", "taken", "task", "change in mAP", "not below", "best of the grid"]]
-    for (name, start), taken in chosen.items():
-        before = by_cell[Cell(name, start)]
-        runs = [f for f in cells if f.cell.of_start == before.cell and not f.cell.is_start]
-        for task in before.scores:
-            did = None if taken is None else effect_of(before, [by_cell[taken]], task)
-            best = max((effect_of(before, [f], task) for f in runs), key=lambda e: e.difference.mean)
-            lines.append(
+    rows, above, below = [], 0, 0
+    for one in taken:
+        settings: dict[Cell, list[FinishedCell]] = {}
+        for f in cells:
+            if (f.cell.of_start, f.cell.method) == (one.before.cell, one.method) and f.cell.seed in one.cells:
+                settings.setdefault(f.cell.with_seed(0), []).append(f)
+        for task in one.before.scores:
+            if goal_of(task) != one.goal:
+                continue
+            used = [by_cell[cell or one.before.cell] for cell in one.cells.values()]
+            did = effect_of(one.before, used, task).difference if any(one.cells.values()) else None
+            best = max(
+                (effect_of(one.before, group, task) for group in settings.values()),
+                key=lambda e: e.difference.mean,
+            )
+            above += did is not None and did.low > 0
+            below += did is not None and did.high < 0
+            rows.append(
                 [
-                    name,
-                    start,
-                    "the start" if taken is None else _short(taken),
+                    one.before.cell.set,
                     task,
-                    "±0" if did is None else change(did, did.difference.p_value),
-                    "yes" if did is None or did.difference.high >= 0 else "NO",
-                    f"{best.difference.mean:+.3f} ({_short(best.cell)})",
+                    one.before.cell.start,
+                    one.method,
+                    _settings(one.cells.values()),
+                    "±0" if did is None else _interval(did),
+                    "–" if did is None else "NO" if did.high < 0 else "yes",
+                    f"{_interval(best.difference)}, {_setting(best.cell)}",
                 ]
             )
-    return table(lines, left=4)
+    rows.sort(key=lambda row: (goal_of(row[1]), row[:2]))
+    header = ["photos", "task", "start", "method", "taken", "change in mAP", "not below", "best of the grid"]
+    summary = (
+        f"{len(rows)} rows: {above} clearly above the start (the interval lies above 0), {below} clearly "
+        f"below, {len(rows) - above - below} neither."
+    )
+    return f"{summary}\n\n{table([header, *rows], left=5)}"
 
 
 def rules_table(rows: pd.DataFrame) -> str:
@@ -170,12 +188,16 @@ def rules_table(rows: pd.DataFrame) -> str:
     return table(lines)
 
 
-def signals_table(found: pd.DataFrame) -> str:
-    """Give the rank correlation of each signal with the change in mAP."""
-    lines = [["signal", "within sets", "95 % interval", "all rows"]]
-    for row in found.to_dict("records"):
-        interval = f"{_signed(row['low'])} to {_signed(row['high'])}"
-        lines.append([str(row["signal"]), _signed(row["within"]), interval, _signed(row["pooled"])])
+def signals_table(found: Mapping[str, pd.DataFrame]) -> str:
+    """Give the rank correlation of each signal with the change in mAP, by goal."""
+    first, *others = found.values()
+    lines = [["signal", *(f"{part} ({goal})" for goal in found for part in ("within sets", "95 % interval"))]]
+    for signal in first["signal"]:
+        line = [str(signal)]
+        for of_goal in (first, *others):
+            (row,) = of_goal[of_goal["signal"] == signal].to_dict("records")
+            line += [_signed(row["within"]), f"{_signed(row['low'])} to {_signed(row['high'])}"]
+        lines.append(line)
     return table(lines)
 
 
@@ -259,7 +281,7 @@ def draw_signals(rows: pd.DataFrame, found: pd.DataFrame, file: Path) -> None:
     plt.close(figure)
 
 
-def page(cells: Sequence[FinishedCell], rows: pd.DataFrame, found_signals: pd.DataFrame) -> str:
+def page(cells: Sequence[FinishedCell], rows: pd.DataFrame, found_signals: Mapping[str, pd.DataFrame]) -> str:
     """Write the document."""
     trained = [f for f in cells if not f.cell.is_start]
     setting = trained[0].info["setting"]
@@ -282,23 +304,34 @@ def page(cells: Sequence[FinishedCell], rows: pd.DataFrame, found_signals: pd.Da
                 parts += [f"### {title} ({level}-level)", grid_table(of_level)]
     parts += [
         "## What the rule takes, without labels",
-        "The rule of `ssl-retrieval adapt`, among all settings of one seed. `not below`: the 95 % interval "
-        "of the change does not lie below 0. Its constants were set when sets like these were known.",
-        rule_table(cells, fixed_rule(cells)),
-        "The same for a rule that never met the set: which signal, which way and from where on was found on "
-        "the other sets (leave one set out).",
-        rule_table(cells, rule_of_others(rows)) if rows["set"].nunique() > 1 else "It takes two sets.",
-        *_rules(rows),
+        _rule_section(cells),
         "## Signals",
         f"![Signals against the change in mAP]({SIGNALS})",
         "Spearman's rank correlation of each signal with the change in mAP, within a task, mean over sets; "
-        "interval: bootstrap over sets and runs.",
+        "interval: bootstrap over sets and runs. The figure is of tasks that search for what is similar.",
         signals_table(found_signals),
+        *_rules(rows[rows["task"].map(goal_of) == SIMILAR]),
         "## Cost",
         "Medians over cells; one thread. The whole cell is training, embedding all tasks and the probe.",
         costs(cells),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _rule_section(cells: Sequence[FinishedCell]) -> str:
+    runs = known_runs(cells)
+    if len({run.cell.set for run in runs}) < 2:
+        return "It takes two sets."
+    limits = leave_one_set_out(runs)
+    said = ", ".join(f"{name} {limit:.2f}" for name, limit in limits.items())
+    return (
+        "The rule of `ssl-retrieval adapt` chooses among λ and colour changes of each start, method and "
+        "seed; seeds are joined in the interval. Leave one set out: its constant, the least steadiness, was "
+        f"found for each set on the others alone ({said}; on all of them {fit(runs):.2f}, the product has "
+        f"{STEADINESS:.2f}). Tasks with copies are decided with `--goal copies`, the others with `--goal "
+        "similar`. `not below`: the 95 % interval does not lie below 0. The best of the grid is known from "
+        f"labels alone, and flattered by being the best.\n\n{rule_table(cells, rule(cells, runs, limits))}"
+    )
 
 
 def _rules(rows: pd.DataFrame) -> list[str]:
@@ -326,8 +359,19 @@ def _anchored(anchor: float) -> str:
     return f"λ = {anchor:g}" if anchor else "free"
 
 
-def _short(cell: Cell) -> str:
-    return f"{cell.method}, {JITTER[cell.jitter]}, {_anchored(cell.anchor)}"
+def _setting(cell: Cell) -> str:
+    return f"{_anchored(cell.anchor)}, {JITTER[cell.jitter]}"
+
+
+def _settings(taken: Iterable[Cell | None]) -> str:
+    counts = Counter("the start" if cell is None else _setting(cell) for cell in taken)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{name} ({count})" for name, count in counts.items())
+
+
+def _interval(change: PairedDifference) -> str:
+    return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
 def write(study: Path, docs: Path) -> None:
@@ -342,8 +386,11 @@ def write(study: Path, docs: Path) -> None:
         raise SystemExit(f"{study}: no training is finished beside its start: let the study go on")
     first = next(iter(grids(effects(cells)).values()))
     draw_grid(first, docs / GRID)
-    found_signals = predictors.rank_correlations(rows, RESAMPLES)
-    draw_signals(rows, found_signals, docs / SIGNALS)
+    by_goal = dict(list(rows.groupby(rows["task"].map(goal_of))))
+    found_signals = {
+        goal: predictors.rank_correlations(by_goal[goal], RESAMPLES) for goal in GOALS if goal in by_goal
+    }
+    draw_signals(by_goal[SIMILAR], found_signals[SIMILAR], docs / SIGNALS)
     (docs / PAGE).write_text(page(cells, rows, found_signals), "utf-8")
 
 
