@@ -49,8 +49,10 @@ RESAMPLES = 500
 """Of the bootstrap behind the intervals of rank correlations."""
 NUM_RULES = 12
 """Rules listed: the most useful ones."""
-NUM_SIGNALS = 6
-"""Signals drawn: those whose rank correlation with the change in mAP is farthest from 0."""
+NUM_SIGNALS = 5
+"""Signals drawn besides the rule's own: those whose rank correlation with the change is farthest from 0."""
+OWN = "steadiness"
+"""The signal of which the rule has a limit."""
 
 
 def table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -248,7 +250,8 @@ def draw_grid(found: Sequence[Effect], file: Path) -> None:
 
 def draw_signals(rows: pd.DataFrame, found: pd.DataFrame, file: Path) -> None:
     """Draw the signals that predict best against the change in mAP: a panel per signal, a colour per set."""
-    names = found.dropna(subset=["within"]).set_index("signal")["within"][:NUM_SIGNALS]
+    within = found.dropna(subset=["within"]).set_index("signal")["within"]
+    names = pd.concat([within[within.index == OWN], within[within.index != OWN][:NUM_SIGNALS]])
     figure, panels = plt.subplots(2, 3, figsize=(11, 6.4), squeeze=False, layout="constrained")
     colours = {name: f"C{number}" for number, name in enumerate(rows["set"].unique())}
     for panel in panels.flat[len(names) :]:
@@ -268,6 +271,8 @@ def draw_signals(rows: pd.DataFrame, found: pd.DataFrame, file: Path) -> None:
                         label=f"{name}, {level}-level",
                     )
         panel.axhline(0, color="black", linewidth=0.8)
+        if signal == OWN:
+            panel.axvline(STEADINESS, color="black", linewidth=0.8, linestyle="--", label="limit of the rule")
         panel.locator_params(axis="x", nbins=5)
         panel.set_title(f"{signal}: rank correlation {rho:+.2f}", fontsize=9)
         panel.tick_params(labelsize=7)
