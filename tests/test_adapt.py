@@ -227,6 +227,28 @@ def test_a_rule_that_says_no_leaves_the_start(
     assert "the best of the networks that were not used" in page
 
 
+def test_the_goal_decides_what_is_tried_and_how_it_is_judged(
+    album: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+
+    def no(before: Probe, candidates: dict[str, Probe], goal: str) -> Verdict:
+        judged.append(goal)
+        return Verdict(None, "keep the start: nothing was better", dict.fromkeys(candidates, -0.1))
+
+    monkeypatch.setattr(rule, "choose", no)
+    monkeypatch.setattr(plan, "TRIALS", {plan.FOR_COPIES: ((True, 1.0),)})
+    made = go(album, tmp_path / "out", start, goal="copies")
+    assert judged == ["copies"]
+    assert [one.setting["jitter"] for one in made.tried] == [True]
+    assert "Training changes colours, as altered copies do." in made.notes
+    page = made.page.read_text("utf-8")
+    assert "the very photo, altered" in page
+    assert "by searching altered photos for their originals" in page
+    with pytest.raises(ValueError, match="goal='copies', now it is 'similar'"):
+        go(album, tmp_path / "out", start)
+
+
 def test_a_training_that_was_cut_short_is_told(
     album: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +328,7 @@ def test_no_folder_of_photos(start: Path, tmp_path: Path, cli: Command, what: st
     ("options", "names"),
     [
         (["--minutes", 0], "--minutes 0"),
+        (["--goal", "kinds"], "'kinds': use one of similar, copies"),
         (["--image-size", 8], "--image-size 8"),
         (["--start", "nonet"], "nonet"),
         (["--start", "resnet18", "--weights", "random"], "random"),

@@ -210,7 +210,7 @@ def check_goal(goal: str) -> None:
         UserError: Names those that there are.
     """
     if goal not in GOALS:
-        raise UserError(f"goal {goal!r}: use one of {', '.join(GOALS)}")
+        raise UserError(f"--goal {goal!r}: use one of {', '.join(GOALS)}")
 
 
 def colour_matters(start: Probe) -> tuple[bool, str]:
