@@ -13,7 +13,7 @@ from small_study import NETWORK, settings, small, start
 
 from ssl_retrieval.adaptation import cell_files, predictors, study
 from ssl_retrieval.adaptation.cells import Cell, cells_of
-from ssl_retrieval.adaptation.signals import signals
+from ssl_retrieval.adaptation.signals import signals, stability
 from ssl_retrieval.adaptation.study_config import sets_of, starts_of
 from ssl_retrieval.adaptation.study_images import limited, lowest
 from ssl_retrieval.adaptation.study_table import collect, effects
@@ -156,7 +156,12 @@ def test_the_table_compares_each_cell_with_its_start(finished: Path) -> None:
     assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
     assert row["map"] - before.per_query["mAP"].mean() == pytest.approx(row.delta_map)
     known = signals(cells[before_cell].probe(), cells[after_cell].probe())
-    assert predictors.signal_names(predictors.read(finished / "table.parquet")) == list(known)
+    assert predictors.signal_names(predictors.read(finished / "table.parquet")) == [
+        *known,
+        "seed_stability",
+    ]
+    other = cells[Cell("emoji", "own", "simclr", seed=0)].probe()
+    assert row["seed_stability"] == pytest.approx(stability(cells[after_cell].probe(), other))
     np.testing.assert_allclose([row[name] for name in known], list(known.values()))
 
 

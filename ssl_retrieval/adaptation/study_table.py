@@ -1,6 +1,7 @@
 """A study's finished cells -> one tidy table: what each setting did, and what shows of it without labels."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pandas as pd
 
 from ssl_retrieval.adaptation.cell_files import FinishedCell, read_all
 from ssl_retrieval.adaptation.cells import Cell
-from ssl_retrieval.adaptation.probe import Probe
-from ssl_retrieval.adaptation.signals import signals
+from ssl_retrieval.adaptation.probe import IDENTITY, Probe
+from ssl_retrieval.adaptation.signals import signals, stability
 from ssl_retrieval.atomic import atomic_path
 from ssl_retrieval.locking import in_turn
 from ssl_retrieval.resampling import choose
@@ -63,9 +64,11 @@ def collect(study: Path) -> pd.DataFrame:
     """
     cells = read_all(study)
     probes: dict[Cell, Probe] = {}
+    plain = {found.cell: _unaltered(found.probe()) for found in cells}
     rows = []
     for start, adapted in paired(cells):
         seen = signals(probes.setdefault(start.cell, start.probe()), adapted.probe())
+        seen["seed_stability"] = _seed_stability(adapted.cell, plain)
         for task in adapted.scores:
             effect = effect_of(start, [adapted], task)
             change = effect.difference
@@ -90,6 +93,21 @@ def collect(study: Path) -> pd.DataFrame:
         with atomic_path(study / TABLE_TEXT) as partial:
             table.to_csv(partial, index=False)
     return table
+
+
+def _unaltered(probe: Probe) -> Probe:
+    return Probe({IDENTITY: probe.photos}, probe.ids)
+
+
+def _seed_stability(cell: Cell, probes: Mapping[Cell, Probe]) -> float:
+    """Compare the neighbours of a training with those of its other seeds; NaN where there is none.
+
+    Not among `signals`, for a single training does not have it: it takes the time of two.
+    """
+    others = [other for other in probes if other != cell and other.with_seed(cell.seed) == cell]
+    if not others:
+        return math.nan
+    return float(np.mean([stability(probes[cell], probes[other]) for other in others]))
 
 
 def paired(cells: Sequence[FinishedCell]) -> Iterator[tuple[FinishedCell, FinishedCell]]:
