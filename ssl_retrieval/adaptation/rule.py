@@ -49,8 +49,8 @@ worth a decision that may make search worse."""
 LEAST_RANK = -0.5
 """Log of the ratio of effective ranks; good and bad trainings alike lay above -0.2, collapses far below."""
 
-STEADINESS = 0.76
-"""Least `signals.steadiness`, from `rule_fit.fit`."""
+STEADINESS = 1.06
+"""Least `signals.steadiness`, from `rule_fit.fit` over a study: docs/adaptation_results.md."""
 
 COLOUR_DEPENDENCE = 0.0
 """Of `signals.signals_before`: +0.06 and +0.09 where colour changes ruined search, below 0 elsewhere."""
