@@ -110,7 +110,7 @@ class Evidence:
         if self.copies.high < 0:
             words += (
                 "; its price: altered copies of one and the same photo are found worse "
-                f"({_interval(self.copies)})"
+                f"({_interval(self.copies)}; for those, use --goal copies)"
             )
         return words
 
