@@ -92,10 +92,11 @@ def test_what_is_chosen_is_a_trained_network(finished: Outcome, start: Path) -> 
     assert names == [
         "simclr, no colour changes, free",
         "simclr, colour changes, anchor 3",
-        "simclr, colour changes, anchor 3, longer",
+        "simclr, colour changes, anchor 3, more layers",
+        "simclr, colour changes, anchor 3, more layers, longer",
     ]
     assert finished.chosen == names[-1]
-    assert [one.steps for one in finished.tried] == [2, 2, 6]
+    assert [one.steps for one in finished.tried] == [2, 2, 2, 6]
     card = checkpoint.read_card(finished.model)
     assert (card.step, card.images, card.method) == (6, 48, "simclr")
     assert card.extra["adapt"]["chosen"] == names[-1]
@@ -128,7 +129,7 @@ def test_the_page_says_it_in_words(finished: Outcome) -> None:
         "<h1>Use the adapted network</h1>",
         "It came last.",
         "What was tried",
-        "colour changes, anchor 3, longer",
+        "colour changes, anchor 3, more layers, longer",
         "broken.jpg</code>: not an image",
         "copies or nearly so",
         "Before and after",
@@ -148,7 +149,7 @@ def test_the_verdict_is_read_back(finished: Outcome) -> None:
     assert stored["skipped"] == [["broken.jpg", "not an image"]]
     assert outcome.read(Path(finished.folder)) == finished
     table = finished.table()
-    assert table["used"].tolist() == [False, False, True]
+    assert table["used"].tolist() == [False, False, False, True]
     assert not (Path(finished.folder) / "work").exists()
 
 
@@ -196,7 +197,7 @@ def test_killed_it_goes_on_to_the_same_network(
         go(album, tmp_path / "out", start)
     assert not (tmp_path / "out" / "verdict.json").exists()
     made = go(album, tmp_path / "out", start)
-    assert len(trained) == 3, "what was finished is not trained again"
+    assert len(trained) == 4, "what was finished is not trained again"
     ours, theirs = load_file(made.model), load_file(finished.model)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     same = ("name", "steps", "score", "signals")
@@ -346,4 +347,5 @@ def test_a_folder_of_others_is_left_alone(photos: Path, start: Path, tmp_path: P
 
 def test_the_settings_of_a_training_are_kept_with_it(finished: Outcome) -> None:
     settings = [plan.Setting(**one.setting) for one in finished.tried]
-    assert settings[1] == dataclasses.replace(settings[2], steps=2)
+    assert settings[1] == dataclasses.replace(settings[3], steps=2, frozen=plan.FROZEN)
+    assert settings[2] == dataclasses.replace(settings[3], steps=2)

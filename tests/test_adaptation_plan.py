@@ -67,6 +67,16 @@ def test_few_photos_are_not_tried_on() -> None:
     assert first.batch_size == plan.LEAST_PHOTOS // 2
 
 
+def test_more_layers_are_tried_only_where_the_better_one_can_then_be_trained_longer() -> None:
+    setting = Setting(steps=54)
+    assert plan.deeper(setting, 100, PACE) is None
+    more = plan.deeper(setting, 1000, PACE)
+    assert more == dataclasses.replace(setting, frozen=plan.FROZEN_DEEPER)
+    assert more.name == "simclr, no colour changes, free, more layers"
+    stages = [plan.pretrain_config(one, DATA, Path("run")).model.freeze for one in (setting, more)]
+    assert stages == [4, 2]
+
+
 def test_what_is_shared_stays() -> None:
     base = Setting(start="resnet18", weights="pretrained", image_size=64, seed=3)
     for setting in plan.plan(500, 1e5, PACE, plan.COLOURS_KEPT, base):

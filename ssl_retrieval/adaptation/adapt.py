@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ssl_retrieval.adaptation.clock import Clock
 from ssl_retrieval.adaptation.neighbours import Example, examples
 from ssl_retrieval.adaptation.outcome import Outcome, Tried
 from ssl_retrieval.adaptation.photo_folder import PhotoFolder
-from ssl_retrieval.adaptation.plan import LEAST_PHOTOS, Setting, longer
+from ssl_retrieval.adaptation.plan import LEAST_PHOTOS, Pace, Setting, deeper, longer
 from ssl_retrieval.adaptation.probe import Probe
 from ssl_retrieval.adaptation.rule import Verdict
 from ssl_retrieval.adaptation.schedule import Schedule
@@ -190,9 +191,12 @@ class _Adaptation:
             if made is not None:
                 trials.append(made)
         verdict = rule.choose(before, {made.name: made.probe() for made in trials}, self.job.goal)
-        more = self._longer(trials, verdict, planned)
-        if more is not None:
-            made = self._trial(f"{more.name}, longer", more, "longer", judge, planned)
+        # What is best so far is tried through more layers, and what is best then with more steps.
+        for place, further, suffix in (("deeper", deeper, ""), ("longer", longer, ", longer")):
+            more = self._further(place, further, trials, verdict, planned)
+            if more is None:
+                continue
+            made = self._trial(f"{more.name}{suffix}", more, place, judge, planned)
             if made is not None:
                 trials.append(made)
                 verdict = rule.choose(before, {made.name: made.probe() for made in trials}, self.job.goal)
@@ -252,18 +256,25 @@ class _Adaptation:
         self.clock.note()
         return made
 
-    def _longer(self, trials: list[Trial], verdict: Verdict, planned: Schedule) -> Setting | None:
-        """Plan a longer training of the best candidate, or read what was planned."""
+    def _further(
+        self,
+        place: str,
+        further: Callable[[Setting, float, Pace], Setting | None],
+        trials: list[Trial],
+        verdict: Verdict,
+        planned: Schedule,
+    ) -> Setting | None:
+        """Plan another training from the best candidate, or read what was planned."""
         best = next((made for made in trials if made.name == verdict.name), None)
         if best is None:
             return None
-        file = self.work / "longer.json"
+        file = self.work / f"{place}.json"
         stored = read_json(file)
         if stored is None:
             # By now it is known better than at the beginning how fast it goes.
             image_s = best.train_s / (best.steps * best.setting.batch_size)
             pace = dataclasses.replace(planned.pace, image_s=max(image_s, 1e-6))
-            more = longer(best.setting, self.clock.left_s - planned.reserve_s, pace)
+            more = further(best.setting, self.clock.left_s - planned.reserve_s, pace)
             stored = {"setting": None if more is None else dataclasses.asdict(more)}
             with atomic_path(file) as partial:
                 partial.write_text(json.dumps(stored))

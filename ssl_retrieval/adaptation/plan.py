@@ -42,8 +42,11 @@ FIRST_STEPS, GOOD_STEPS = 54, 27
 FIRST_SHARE = 0.6
 """Share of the time for the first trials; the rest is for training the best of them longer."""
 
-_FROZEN, _OF_STAGES = 4, 7
-"""Share of the stages that stay as they are: four of the seven of an EfficientNet."""
+FROZEN, FROZEN_DEEPER, _OF_STAGES = 4, 2, 7
+"""Share of the stages that stay as they are: four of the seven of an EfficientNet, or two."""
+
+_DEEPER_COST = 1.5
+"""A step through five stages of seven over one through three, about."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Setting:
         method: What is trained: a name of ``ssl_retrieval/methods`` that needs no labels.
         jitter: Whether views change colour as usual, or not at all.
         anchor: Weight λ of the anchor to the similarities of the start; 0 = free.
+        frozen: Sevenths of the stages that stay as they are.
         image_size: Side of the views in pixels.
         steps: Updates of the weights.
         batch_size: Photos per step.
@@ -67,6 +71,7 @@ class Setting:
     method: str = "simclr"
     jitter: bool = False
     anchor: float = 0.0
+    frozen: int = FROZEN
     image_size: int = 128
     steps: int = 54
     batch_size: int = BATCH_SIZE
@@ -82,7 +87,8 @@ class Setting:
         'byol, colour changes, free'
         """
         colour = "colour changes" if self.jitter else "no colour changes"
-        return f"{self.method}, {colour}, {f'anchor {self.anchor:g}' if self.anchor else 'free'}"
+        held = f"anchor {self.anchor:g}" if self.anchor else "free"
+        return f"{self.method}, {colour}, {held}{', more layers' if self.frozen < FROZEN else ''}"
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def pretrain_config(setting: Setting, data: Mapping[str, Any], out: Path) -> Pre
             "name": setting.start,
             "weights": setting.weights,
             "image_size": setting.image_size,
-            "freeze": _FROZEN * stages // _OF_STAGES,
+            "freeze": setting.frozen * stages // _OF_STAGES,
             "batchnorm": "eval",
         },
         "method": {"name": setting.method, **_method(setting)},
@@ -194,6 +200,20 @@ def plan(
                 for jitter, anchor in TRIALS[trials][:count]
             ]
     return []
+
+
+def deeper(setting: Setting, seconds: float, pace: Pace) -> Setting | None:
+    """Plan the same training through more layers; None where then no time were left to train longer.
+
+    Args:
+        setting: The best so far.
+        seconds: Left for trying, all in all.
+        pace: How fast this machine is.
+    """
+    more = dataclasses.replace(setting, frozen=FROZEN_DEEPER)
+    slower = dataclasses.replace(pace, image_s=_DEEPER_COST * pace.image_s)
+    left_s = seconds - slower.seconds(more)
+    return more if longer(more, left_s, slower) is not None else None
 
 
 def longer(setting: Setting, seconds: float, pace: Pace) -> Setting | None:
