@@ -8,7 +8,7 @@ from made_up_probes import probe
 
 from ssl_retrieval.adaptation.cells import Cell
 from ssl_retrieval.adaptation.rule import COPIES, SIMILAR, Evidence, gather
-from ssl_retrieval.adaptation.rule_fit import KnownRun, choice, fit, leave_one_set_out
+from ssl_retrieval.adaptation.rule_fit import KnownRun, choice, fit, limits_of_others
 
 START = probe(groups=0.8, alteration=1.2)
 
@@ -51,9 +51,9 @@ def test_a_set_with_many_runs_counts_no_more_than_one_with_few() -> None:
 def test_each_set_is_decided_by_the_others() -> None:
     rng = np.random.default_rng(0)
     runs = [run(of, float(s), float(s - 1), i) for of in "abc" for i, s in enumerate(rng.uniform(0, 2, 8))]
-    limits = leave_one_set_out(runs)
+    limits = limits_of_others(runs)
     changed = [dataclasses.replace(one, delta=-one.delta) if one.cell.set == "a" else one for one in runs]
-    again = leave_one_set_out(changed)
+    again = limits_of_others(changed)
     assert limits["a"] == again["a"]
     assert limits["b"] != again["b"]
 

@@ -26,7 +26,7 @@ from ssl_retrieval.adaptation.rule_fit import (
     fit,
     goal_of,
     known_runs,
-    leave_one_set_out,
+    limits_of_others,
 )
 from ssl_retrieval.adaptation.study_table import Effect, collect, effect_of, effects
 from ssl_retrieval.statistics import SIGNIFICANCE, PairedDifference, holm
@@ -192,11 +192,10 @@ def rules_table(rows: pd.DataFrame) -> str:
 
 def signals_table(found: Mapping[str, pd.DataFrame]) -> str:
     """Give the rank correlation of each signal with the change in mAP, by goal."""
-    first, *others = found.values()
     lines = [["signal", *(f"{part} ({goal})" for goal in found for part in ("within sets", "95 % interval"))]]
-    for signal in first["signal"]:
+    for signal in next(iter(found.values()))["signal"]:
         line = [str(signal)]
-        for of_goal in (first, *others):
+        for of_goal in found.values():
             (row,) = of_goal[of_goal["signal"] == signal].to_dict("records")
             line += [_signed(row["within"]), f"{_signed(row['low'])} to {_signed(row['high'])}"]
         lines.append(line)
@@ -327,7 +326,7 @@ def _rule_section(cells: Sequence[FinishedCell]) -> str:
     runs = known_runs(cells)
     if len({run.cell.set for run in runs}) < 2:
         return "It takes two sets."
-    limits = leave_one_set_out(runs)
+    limits = limits_of_others(runs)
     said = ", ".join(f"{name} {limit:.2f}" for name, limit in limits.items())
     return (
         "The rule of `ssl-retrieval adapt` chooses among λ and colour changes of each start, method and "

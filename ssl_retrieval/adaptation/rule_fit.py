@@ -108,7 +108,7 @@ def fit(runs: Sequence[KnownRun]) -> float:
     return float(values[last : last + 2, 0].mean())
 
 
-def leave_one_set_out(runs: Sequence[KnownRun]) -> dict[str, float]:
+def limits_of_others(runs: Sequence[KnownRun]) -> dict[str, float]:
     """Fit the limit for each set on the others.
 
     Args:
