@@ -29,6 +29,7 @@ from ssl_retrieval.adaptation.rule_fit import (
     limits_of_others,
 )
 from ssl_retrieval.adaptation.study_table import Effect, collect, effect_of, effects
+from ssl_retrieval.report.markdown import markdown_table
 from ssl_retrieval.statistics import SIGNIFICANCE, PairedDifference, holm
 
 mpl.use("Agg")
@@ -53,12 +54,6 @@ NUM_SIGNALS = 5
 """Signals drawn besides the rule's own: those whose rank correlation with the change is farthest from 0."""
 OWN = "steadiness"
 """The signal of which the rule has a limit."""
-
-
-def table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Write a Markdown table; the first ``left`` columns are texts, the others numbers."""
-    rule = [":--"] * left + ["--:"] * (len(lines[0]) - left)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def change(effect: Effect, p_value: float) -> str:
@@ -86,7 +81,7 @@ def grid_table(found: Sequence[Effect]) -> str:
         cells = {(e.cell.anchor, e.cell.jitter): change(e, p) for e, p in zip(of_task, p_values, strict=True)}
         start = f"{of_task[0].start:.3f}"
         lines.append([name, task, start, *(cells.get(setting, "–") for setting in settings)])
-    return table(lines, left=2)
+    return markdown_table(lines, num_texts=2)
 
 
 def seeds_line(found: Sequence[Effect]) -> str:
@@ -105,7 +100,7 @@ def costs(cells: Sequence[FinishedCell]) -> str:
     lines = [["photos", "start", "method", *COSTS.values()]]
     for row in median.to_dict("records"):
         lines.append([*(row[name] for name in names), *(f"{row[cost]:,.0f}" for cost in COSTS)])
-    return table(lines, left=3)
+    return markdown_table(lines, num_texts=3)
 
 
 @dataclass(frozen=True)
@@ -175,7 +170,7 @@ def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
         f"{len(rows)} rows: {above} clearly above the start (the interval lies above 0), {below} clearly "
         f"below, {len(rows) - above - below} neither."
     )
-    return f"{summary}\n\n{table([header, *rows], left=5)}"
+    return f"{summary}\n\n{markdown_table([header, *rows], num_texts=5)}"
 
 
 def rules_table(rows: pd.DataFrame) -> str:
@@ -187,7 +182,7 @@ def rules_table(rows: pd.DataFrame) -> str:
     lines = [["rule", *names]]
     for row in found.to_dict("records"):
         lines.append([str(row["rule"]), *(_signed(row[name], 3) for name in names)])
-    return table(lines)
+    return markdown_table(lines)
 
 
 def signals_table(found: Mapping[str, pd.DataFrame]) -> str:
@@ -199,7 +194,7 @@ def signals_table(found: Mapping[str, pd.DataFrame]) -> str:
             (row,) = of_goal[of_goal["signal"] == signal].to_dict("records")
             line += [_signed(row["within"]), f"{_signed(row['low'])} to {_signed(row['high'])}"]
         lines.append(line)
-    return table(lines)
+    return markdown_table(lines)
 
 
 def draw_grid(found: Sequence[Effect], file: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ssl_retrieval.report.files import read_report
+from ssl_retrieval.report.markdown import markdown_table
 from ssl_retrieval.resampling import of_report
 from ssl_retrieval.statistics import bootstrap_mean
 from ssl_retrieval.types import Report
@@ -96,8 +97,7 @@ def differences(run: Path) -> str:
     order = pd.read_csv(run / "table.csv")
     names = order["representation"].drop_duplicates()
     tasks = order["task"].drop_duplicates()
-    header = ["representation", *(f"{task}: over {start}" for task in tasks for start in STARTS)]
-    lines = [header, [":--", *["--:"] * (len(header) - 1)]]
+    lines = [["representation", *(f"{task}: over {start}" for task in tasks for start in STARTS)]]
     for name in names:
         line = [name]
         for task in tasks:
@@ -110,7 +110,7 @@ def differences(run: Path) -> str:
                 gain = bootstrap_mean(differences, groups=of_report(mine).groups)
                 line.append(f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
         lines.append(line)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines)
 
 
 def main() -> None:

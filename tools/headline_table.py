@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ssl_retrieval.report.markdown import markdown_table
+
 DOCS = Path(__file__).parent.parent / "docs"
 TITLES = ("new objects (UKBench)", "known kinds (Grocery)", "new kinds (Grocery)")
 
@@ -19,7 +21,7 @@ def short(rows: pd.DataFrame) -> str:
     """Give mAP with its interval: a line per representation, a column per task; bold as in table.md."""
     rows = rows[rows["metric"] == "mAP"]
     tasks = list(dict.fromkeys(rows["task"]))
-    lines = [["representation", "family", *TITLES], [":--", ":--", *["--:"] * len(tasks)]]
+    lines = [["representation", "family", *TITLES]]
     for name in dict.fromkeys(rows["representation"]):
         of_name = rows[rows["representation"] == name].set_index("task")
         cells = [name, str(of_name["family"].iloc[0])]
@@ -29,7 +31,7 @@ def short(rows: pd.DataFrame) -> str:
             mean = f"**{mean}**" if row["in_best_group"] else mean
             cells.append(f"{mean} [{row['low']:.3f}–{row['high']:.3f}]")
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines, num_texts=2)
 
 
 def main() -> None:

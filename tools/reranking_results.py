@@ -7,12 +7,14 @@ mAP with its 95 % bootstrap interval, and the p-value of the paired test after H
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ssl_retrieval.report.files import read_report
+from ssl_retrieval.report.markdown import markdown_table
 from ssl_retrieval.report.numbers import format_count, format_score
 from ssl_retrieval.resampling import of_report
 from ssl_retrieval.statistics import holm, paired_test
@@ -49,7 +51,7 @@ def table(run: Path) -> str:
         if name in reranked
     }
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
-    lines = [HEADER, (":--", *["--:"] * (len(HEADER) - 1))]
+    lines: list[Sequence[str]] = [HEADER]
     for name in order:
         report = by_name[name]
         test = tests.get(name)
@@ -69,7 +71,7 @@ def table(run: Path) -> str:
     title = (
         f"`{first.task}`: {first.info['num_queries']:,} queries, {first.info['num_gallery']:,} gallery images"
     )
-    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{title}\n\n" + markdown_table(lines)
 
 
 def _mean(report: Report, metric: str) -> str:

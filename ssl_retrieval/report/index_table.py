@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ssl_retrieval.index_audit import Audit
 from ssl_retrieval.index_choice import front
+from ssl_retrieval.report.markdown import markdown_table
 from ssl_retrieval.report.numbers import NOTHING, format_count, format_score
 
 MARK = "★"
@@ -66,12 +67,7 @@ def to_markdown(audits: Sequence[Audit], below: Sequence[str]) -> str:
         audits: The rows.
         below: Lines of plain text that follow.
     """
-    head = titles(audits)
-    lines = [head, [":--"] + ["--:"] * (len(head) - 1), *cells(audits)]
-    table = "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    )
-    return f"{table}\n\n" + "\n\n".join(below) + "\n"
+    return f"{markdown_table([titles(audits), *cells(audits)])}\n\n" + "\n\n".join(below) + "\n"
 
 
 def to_csv(audits: Sequence[Audit]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ssl_retrieval.report.markdown import markdown_table
 from ssl_retrieval.report.numbers import format_count, format_score
 from ssl_retrieval.report.page import render, write_text
 from ssl_retrieval.report.sweep_chart import write_sweep_chart
@@ -17,7 +18,6 @@ from ssl_retrieval.report.sweep_table import (
     TITLES,
     cells,
     difference,
-    markdown_table,
     to_csv,
 )
 from ssl_retrieval.sweep_choice import MEASURE, Judged
@@ -98,9 +98,9 @@ def write_sweep_report(report: SweepReport, out: Path) -> None:
         report.recommendation,
         report.how,
         f"Scored on {report.name}:",
-        markdown_table(held_out),
+        markdown_table([TITLES, *held_out]),
         f"All points, by {report.chosen_by}:",
-        markdown_table(rows),
+        markdown_table([TITLES, *rows]),
         *report.remarks,
     ]
     write_text("\n\n".join(parts) + "\n", out / "table.md")

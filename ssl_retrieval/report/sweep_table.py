@@ -63,12 +63,6 @@ def to_rich(judged: Sequence[Judged], chosen: Judged) -> Table:
     return table
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Write rows under `TITLES` in Markdown."""
-    lines = [TITLES, [":--"] + ["--:"] * (len(TITLES) - 1), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 def to_csv(judged: Sequence[Judged], held_out: Sequence[Judged], chosen: Judged) -> str:
     """Write every number, one row per point and task; ``role`` says what the task was for."""
     rows = [_row(one, "choosing", chosen) for one in judged]

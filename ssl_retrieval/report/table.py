@@ -20,6 +20,7 @@ from rich.text import Text
 from ssl_retrieval.compare import HEADLINE_METRIC, Comparison, Entry, TaskComparison
 from ssl_retrieval.report.coverage import coverage_notes
 from ssl_retrieval.report.footnotes import LEGEND, mark_of, statistics_notes
+from ssl_retrieval.report.markdown import escape, markdown_table
 from ssl_retrieval.report.numbers import NOTHING, format_bounds, format_count, format_score, known
 
 LEVEL_TITLES = {"instance": "instance-level", "category": "category-level"}
@@ -170,18 +171,16 @@ def to_markdown(comparison: Comparison) -> str:
     header += [f"{column.task.task} ({column.level}) {column.metric}" for column in shown]
     rows = []
     for name in comparison.representations:
-        row = [_escape(name), _escape(comparison.entries(name)[0].family)]
+        row = [name, comparison.entries(name)[0].family]
         for column in shown:
             entry = column.task.entry(name)
             value = column.value(entry)
             if column.is_best(entry):
-                value = f"**{value}**{_escape(column.mark(entry)).replace('*', '★')}"
+                value = f"**{value}**{column.mark(entry).replace('*', '★')}"
             bounds = column.bounds(entry)
             row.append(f"{value} [{bounds}]" if bounds else value)
         rows.append(row + costs(comparison, name))
-    titles = [_escape(title) for title in (*header, *cost_titles(comparison))]
-    lines = [titles, [":--"] * 2 + ["--:"] * (len(titles) - 2), *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = markdown_table([[*header, *cost_titles(comparison)], *rows], num_texts=2)
     below = [f"{LEGEND.replace('*', '★')}. In brackets: 95 % interval."]
     notes = [
         *comparison.notes,
@@ -189,10 +188,10 @@ def to_markdown(comparison: Comparison) -> str:
         *coverage_notes(comparison),
         *fitted_notes(comparison),
     ]
-    below += [_escape(note) for note in notes]
+    below += [escape(note) for note in notes]
     below += [
-        f"- {_escape(task.task)}: {task.best.score.num_queries} queries, protocol "
-        f"`{task.protocol['hash']}`. {_escape(' '.join([task.description, *statistics_notes(task)]).strip())}"
+        f"- {escape(task.task)}: {task.best.score.num_queries} queries, protocol "
+        f"`{task.protocol['hash']}`. {escape(' '.join([task.description, *statistics_notes(task)]).strip())}"
         for task in comparison.tasks
     ]
     return f"{text}\n\n" + "\n".join(f"{line}\n" if line[0] != "-" else line for line in below) + "\n"
@@ -288,8 +287,3 @@ def to_frame(comparison: Comparison) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def _escape(text: str) -> str:
-    """Keep a name from ending its cell or from being read as HTML."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
