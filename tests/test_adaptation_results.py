@@ -12,6 +12,7 @@ from small_study import settings, start
 from ssl_retrieval.adaptation import cell_files
 from ssl_retrieval.adaptation.cell_files import read_all
 from ssl_retrieval.adaptation.cells import Cell
+from ssl_retrieval.adaptation.rule import STEADINESS
 from ssl_retrieval.adaptation.study import study
 from ssl_retrieval.adaptation.study_table import effect_of
 
@@ -26,7 +27,9 @@ def tool() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOL.parent))
+        spec.loader.exec_module(module)
     return module
 
 
@@ -74,6 +77,12 @@ def test_document_and_figures(tool: Any, start: Path, tmp_path: Path) -> None:
         assert best.startswith(f"{max(means):+.3f} [")
         assert (taken, change, verdict) == ("the start", "±0", "–") or verdict in ("yes", "NO")
     assert "| always the start | +0.000 |" in text
+
+    tool.write(out, docs, is_held_out=True)
+    text = (docs / "adaptation_held_out.md").read_text()
+    assert "6 rows: " in text
+    assert f"(least steadiness {STEADINESS:.2f})" in text
+    assert "Leave one set out" not in text
 
 
 def test_a_study_of_starts_alone_has_nothing_to_show(tool: Any, start: Path, tmp_path: Path) -> None:

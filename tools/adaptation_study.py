@@ -1,8 +1,11 @@
 """Write docs/adaptation_results.md and its figures from the folder of an `ssl-retrieval study`.
 
     python tools/adaptation_study.py runs/study
+    python tools/adaptation_study.py runs/held-out --held-out
 
-Everything is read from the finished cells; an unfinished study gives the tables of what is there.
+The second is for sets on which nothing was fitted: docs/adaptation_held_out.md has the changes, and what
+the product's rule takes. Everything is read from the finished cells; an unfinished study gives the tables
+of what is there.
 """
 
 import argparse
@@ -12,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from adaptation_figures import JITTER, by_task, draw_grid, draw_signals
 
 from ssl_retrieval.adaptation import predictors, selection
 from ssl_retrieval.adaptation.cell_files import FinishedCell, read_all
@@ -32,13 +35,9 @@ from ssl_retrieval.adaptation.study_table import Effect, collect, effect_of, eff
 from ssl_retrieval.report.markdown import markdown_table
 from ssl_retrieval.statistics import SIGNIFICANCE, PairedDifference, holm
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
 DOCS = Path(__file__).parent.parent / "docs"
 GRID, SIGNALS, PAGE = "adaptation_grid.png", "adaptation_signals.png", "adaptation_results.md"
-COLOURS = {False: "#1f77b4", True: "#d62728"}
-JITTER = {False: "no colour changes", True: "colour changes"}
+HELD_OUT_PAGE = "adaptation_held_out.md"
 LEVELS = {"instance": "The same object", "category": "The same kind"}
 COSTS = {
     "num_photos": "number",
@@ -46,14 +45,20 @@ COSTS = {
     "train_s": "training, s",
     "cpu_s": "whole cell, CPU s",
 }
+CHANGES = (
+    "Each number is the mAP after adapting minus that of the start on the same queries, with its 95 % "
+    "interval ([statistics.md](statistics.md)); bold: real at 5 % after Holm's adjustment over the "
+    "settings of a task. Larger tasks are cut to a part that is the same for all cells."
+)
+READING = (
+    "Tasks with copies are decided with `--goal copies`, the others with `--goal similar`. `not below`: the "
+    "95 % interval does not lie below 0. The best of the grid is known from labels alone, and flattered by "
+    "being the best."
+)
 RESAMPLES = 500
 """Of the bootstrap behind the intervals of rank correlations."""
 NUM_RULES = 12
 """Rules listed: the most useful ones."""
-NUM_SIGNALS = 5
-"""Signals drawn besides the rule's own: those whose rank correlation with the change is farthest from 0."""
-OWN = "steadiness"
-"""The signal of which the rule has a limit."""
 
 
 def change(effect: Effect, p_value: float) -> str:
@@ -76,7 +81,7 @@ def grid_table(found: Sequence[Effect]) -> str:
     header = ["photos", "task", "mAP of the start"]
     header += [f"{_anchored(anchor)}, {JITTER[jitter]}" for anchor, jitter in settings]
     lines = [header]
-    for (name, task), of_task in _by_task(found).items():
+    for (name, task), of_task in by_task(found).items():
         p_values = holm([e.difference.p_value for e in of_task])
         cells = {(e.cell.anchor, e.cell.jitter): change(e, p) for e, p in zip(of_task, p_values, strict=True)}
         start = f"{of_task[0].start:.3f}"
@@ -197,111 +202,14 @@ def signals_table(found: Mapping[str, pd.DataFrame]) -> str:
     return markdown_table(lines)
 
 
-def draw_grid(found: Sequence[Effect], file: Path) -> None:
-    """Draw the change in mAP against the anchor, with and without colour changes: a panel per task."""
-    tasks = _by_task(found)
-    columns = 4
-    rows = -(-len(tasks) // columns)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=(2.9 * columns, 2.3 * rows + 0.6), squeeze=False, layout="constrained"
-    )
-    anchors = sorted({e.cell.anchor for e in found})
-    for panel in panels.flat[len(tasks) :]:
-        panel.axis("off")
-    for panel, ((name, task), of_task) in zip(panels.flat, tasks.items(), strict=False):
-        panel.axhline(0, color="black", linewidth=0.8)
-        for jitter, colour in COLOURS.items():
-            line = sorted((e for e in of_task if e.cell.jitter == jitter), key=lambda e: e.cell.anchor)
-            if not line:
-                continue
-            x = [anchors.index(e.cell.anchor) + (0.08 if jitter else -0.08) for e in line]
-            mean = np.array([e.difference.mean for e in line])
-            ends = np.array([[e.difference.low, e.difference.high] for e in line]).T
-            panel.errorbar(
-                x,
-                mean,
-                yerr=np.maximum(0, np.abs(ends - mean)),
-                color=colour,
-                marker="o",
-                markersize=4,
-                capsize=2,
-                label=JITTER[jitter],
-            )
-        panel.set_xticks(range(len(anchors)), [f"{anchor:g}" for anchor in anchors])
-        panel.set_xlim(-0.4, len(anchors) - 0.6)
-        panel.set_title(
-            f"{name}: {task} (start {of_task[0].start:.3f})\n{of_task[0].level}-level", fontsize=8
-        )
-        panel.tick_params(labelsize=7)
-        panel.grid(axis="y", alpha=0.3)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9)
-    figure.supxlabel("weight λ of the anchor to the start (0 = free)", fontsize=9)
-    figure.supylabel("change in mAP, 95 % interval", fontsize=9)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-
-
-def draw_signals(rows: pd.DataFrame, found: pd.DataFrame, file: Path) -> None:
-    """Draw the signals that predict best against the change in mAP: a panel per signal, a colour per set."""
-    within = found.dropna(subset=["within"]).set_index("signal")["within"]
-    names = pd.concat([within[within.index == OWN], within[within.index != OWN][:NUM_SIGNALS]])
-    figure, panels = plt.subplots(2, 3, figsize=(11, 6.4), squeeze=False, layout="constrained")
-    colours = {name: f"C{number}" for number, name in enumerate(rows["set"].unique())}
-    for panel in panels.flat[len(names) :]:
-        panel.axis("off")
-    for panel, (signal, rho) in zip(panels.flat, names.items(), strict=False):
-        for name, colour in colours.items():
-            for level, marker in (("instance", "o"), ("category", "^")):
-                part = rows[(rows["set"] == name) & (rows["level"] == level)]
-                if len(part):
-                    panel.scatter(
-                        part[signal],
-                        part["delta_map"],
-                        color=colour,
-                        marker=marker,
-                        s=16,
-                        alpha=0.75,
-                        label=f"{name}, {level}-level",
-                    )
-        panel.axhline(0, color="black", linewidth=0.8)
-        if signal == OWN:
-            panel.axvline(STEADINESS, color="black", linewidth=0.8, linestyle="--", label="limit of the rule")
-        panel.locator_params(axis="x", nbins=5)
-        panel.set_title(f"{signal}: rank correlation {rho:+.2f}", fontsize=9)
-        panel.tick_params(labelsize=7)
-        panel.grid(alpha=0.3)
-    handles, labels = panels.flat[0].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
-    figure.supxlabel("signal, seen without labels", fontsize=9)
-    figure.supylabel("change in mAP", fontsize=9)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-
-
 def page(cells: Sequence[FinishedCell], rows: pd.DataFrame, found_signals: Mapping[str, pd.DataFrame]) -> str:
     """Write the document."""
-    trained = [f for f in cells if not f.cell.is_start]
-    setting = trained[0].info["setting"]
     parts = [
         "# Adapting to your own photos: whole results",
-        f"Made by `python tools/adaptation_study.py` from {len(trained)} trainings of "
-        f"`configs/adapt/study.yaml` ({datetime.date.today().isoformat()}, CPU): {setting['image_size']} px, "
-        f"batch {setting['batch_size']}, {setting['steps']} steps each. Training saw no label. "
-        "What it means: [adaptation.md](adaptation.md).",
-        "Each number is the mAP after adapting minus that of the start on the same queries, with its 95 % "
-        "interval ([statistics.md](statistics.md)); bold: real at 5 % after Holm's adjustment over the "
-        "settings of a task. Larger tasks are cut to a part that is the same for all cells.",
+        f"{_made(cells, 'study')} What it means: [adaptation.md](adaptation.md).",
+        CHANGES,
         f"![Change in mAP by task]({GRID})",
-    ]
-    for (start, method), found in grids(effects(cells)).items():
-        parts.append(f"## {method} from {start}\n\n{seeds_line(found)}")
-        for level, title in LEVELS.items():
-            of_level = [e for e in found if e.level == level]
-            if of_level:
-                parts += [f"### {title} ({level}-level)", grid_table(of_level)]
-    parts += [
+        *_grid_parts(cells),
         "## What the rule takes, without labels",
         _rule_section(cells),
         "## Signals",
@@ -317,6 +225,44 @@ def page(cells: Sequence[FinishedCell], rows: pd.DataFrame, found_signals: Mappi
     return "\n\n".join(parts) + "\n"
 
 
+def held_out_page(cells: Sequence[FinishedCell]) -> str:
+    """Write the document of sets on which nothing was fitted."""
+    runs = known_runs(cells)
+    limits = {run.cell.set: STEADINESS for run in runs}
+    parts = [
+        "# The rule of `adapt` on pictures that it had never met",
+        f"{_made(cells, 'held_out')} `tools/held_out_sets.py` makes the sets. What it means: "
+        "[adaptation.md](adaptation.md).",
+        CHANGES,
+        *_grid_parts(cells),
+        "## What the rule takes, without labels",
+        f"The rule of `ssl-retrieval adapt` as it is (least steadiness {STEADINESS:.2f}). {READING}",
+        rule_table(cells, rule(cells, runs, limits)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _made(cells: Sequence[FinishedCell], config: str) -> str:
+    trained = [f for f in cells if not f.cell.is_start]
+    setting = trained[0].info["setting"]
+    return (
+        f"Made by `python tools/adaptation_study.py` from {len(trained)} trainings of "
+        f"`configs/adapt/{config}.yaml` ({datetime.date.today().isoformat()}, CPU): {setting['image_size']} "
+        f"px, batch {setting['batch_size']}, {setting['steps']} steps each. Training saw no label."
+    )
+
+
+def _grid_parts(cells: Sequence[FinishedCell]) -> list[str]:
+    parts = []
+    for (start, method), found in grids(effects(cells)).items():
+        parts.append(f"## {method} from {start}\n\n{seeds_line(found)}")
+        for level, title in LEVELS.items():
+            of_level = [e for e in found if e.level == level]
+            if of_level:
+                parts += [f"### {title} ({level}-level)", grid_table(of_level)]
+    return parts
+
+
 def _rule_section(cells: Sequence[FinishedCell]) -> str:
     runs = known_runs(cells)
     if len({run.cell.set for run in runs}) < 2:
@@ -327,9 +273,7 @@ def _rule_section(cells: Sequence[FinishedCell]) -> str:
         "The rule of `ssl-retrieval adapt` chooses among λ and colour changes of each start, method and "
         "seed; seeds are joined in the interval. Leave one set out: its constant, the least steadiness, was "
         f"found for each set on the others alone ({said}; on all of them {fit(runs):.2f}, the product has "
-        f"{STEADINESS:.2f}). Tasks with copies are decided with `--goal copies`, the others with `--goal "
-        "similar`. `not below`: the 95 % interval does not lie below 0. The best of the grid is known from "
-        f"labels alone, and flattered by being the best.\n\n{rule_table(cells, rule(cells, runs, limits))}"
+        f"{STEADINESS:.2f}). {READING}\n\n{rule_table(cells, rule(cells, runs, limits))}"
     )
 
 
@@ -341,13 +285,6 @@ def _rules(rows: pd.DataFrame) -> list[str]:
         "worst of them, the worst task, mean distance to the best run, share of sets where it takes a run.",
         rules_table(rows),
     ]
-
-
-def _by_task(found: Sequence[Effect]) -> dict[tuple[str, str], list[Effect]]:
-    tasks: dict[tuple[str, str], list[Effect]] = {}
-    for effect in found:
-        tasks.setdefault((effect.cell.set, effect.task), []).append(effect)
-    return tasks
 
 
 def _signed(value: float, digits: int = 2) -> str:
@@ -373,16 +310,20 @@ def _interval(change: PairedDifference) -> str:
     return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
-def write(study: Path, docs: Path) -> None:
+def write(study: Path, docs: Path, is_held_out: bool = False) -> None:
     """Write the document and the figures of a study.
 
     Args:
         study: The study's folder.
         docs: Where to write.
+        is_held_out: Nothing was fitted on its sets, and nothing shall be.
     """
     rows, cells = collect(study), read_all(study)
     if rows.empty:
         raise SystemExit(f"{study}: no training is finished beside its start: let the study go on")
+    if is_held_out:
+        (docs / HELD_OUT_PAGE).write_text(held_out_page(cells), "utf-8")
+        return
     first = next(iter(grids(effects(cells)).values()))
     draw_grid(first, docs / GRID)
     by_goal = dict(list(rows.groupby(rows["task"].map(goal_of))))
@@ -400,8 +341,9 @@ def main() -> None:
     )
     parser.add_argument("study", type=Path, help="out folder of the study")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where to write")
+    parser.add_argument("--held-out", action="store_true", help="nothing was fitted on its sets")
     args = parser.parse_args()
-    write(args.study, args.docs)
+    write(args.study, args.docs, args.held_out)
 
 
 if __name__ == "__main__":
