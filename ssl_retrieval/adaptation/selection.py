@@ -123,7 +123,16 @@ def leave_one_set_out(rows: pd.DataFrame, fit: Callable[[pd.DataFrame], Score]) 
         As `chosen`, for all sets, with ``regret`` (best minus delta) and ``worst_task``: the smallest change
         in mAP among the set's tasks.
     """
-    return _decided(runs_of(rows), _worst_tasks(rows), fit)
+    runs, worst = runs_of(rows), _worst_tasks(rows)
+    parts = []
+    for left_out in runs[SET].unique():
+        of_set = runs[runs[SET] == left_out]
+        score = fit(runs[runs[SET] != left_out])
+        parts.append(chosen(of_set, score(of_set)))
+    table = pd.concat(parts, ignore_index=True)
+    table["regret"] = table["best"] - table["delta"]
+    table["worst_task"] = [0.0 if row < 0 else float(worst[row]) for row in table["row"]]
+    return table
 
 
 def compare_rules(rows: pd.DataFrame) -> pd.DataFrame:
@@ -136,10 +145,10 @@ def compare_rules(rows: pd.DataFrame) -> pd.DataFrame:
         ``always the start`` and ``the best run`` (known only with labels) stand for comparison. A
         combination is listed only if it is more useful than the best signal alone.
     """
-    runs, worst = runs_of(rows), _worst_tasks(rows)
+    runs = runs_of(rows)
 
     def summary_of(rule: str, fit: Callable[[pd.DataFrame], Score]) -> dict[str, Any]:
-        return _summary(rule, _decided(runs, worst, fit))
+        return _summary(rule, leave_one_set_out(rows, fit))
 
     table = [summary_of("always the start", _never), _best(runs)]
     alone = [(name, summary_of(name, single(name))) for name in _telling_runs_apart(runs)]
@@ -168,18 +177,6 @@ def _never(runs: pd.DataFrame) -> Score:
 def _worst_tasks(rows: pd.DataFrame) -> FloatArray:
     """Give the smallest change among the tasks of each run, in the order of `runs_of`."""
     return rows.groupby(list(RUN), sort=True, dropna=False)[DELTA].min().to_numpy(np.float64)
-
-
-def _decided(runs: pd.DataFrame, worst: FloatArray, fit: Callable[[pd.DataFrame], Score]) -> pd.DataFrame:
-    parts = []
-    for left_out in runs[SET].unique():
-        of_set = runs[runs[SET] == left_out]
-        score = fit(runs[runs[SET] != left_out])
-        parts.append(chosen(of_set, score(of_set)))
-    table = pd.concat(parts, ignore_index=True)
-    table["regret"] = table["best"] - table["delta"]
-    table["worst_task"] = [0.0 if row < 0 else float(worst[row]) for row in table["row"]]
-    return table
 
 
 def _best(runs: pd.DataFrame) -> dict[str, Any]:
