@@ -22,8 +22,10 @@ def evidence(steadiness: float = 2.0) -> Evidence:
 BETTER = evidence()
 
 
-def run(of: str, steadiness: float, delta: float, seed: int = 0, jitter: bool = False) -> KnownRun:
-    cell = Cell(of, "net", "simclr", jitter=jitter, seed=seed)
+def run(
+    of: str, steadiness: float, delta: float, seed: int = 0, jitter: bool = False, anchor: float = 0.0
+) -> KnownRun:
+    cell = Cell(of, "net", "simclr", jitter=jitter, anchor=anchor, seed=seed)
     return KnownRun(cell, dataclasses.replace(BETTER, steadiness=steadiness), True, delta)
 
 
@@ -59,7 +61,7 @@ def test_each_set_is_decided_by_the_others() -> None:
 
 
 def test_colour_changes_are_left_out_where_colours_matter_unless_copies_are_searched() -> None:
-    runs = [run("a", 2, 0.1), run("a", 2, 0.1, jitter=True)]
+    runs = [run("a", 2, 0.1), run("a", 2, 0.1, jitter=True, anchor=1)]
     changed = dataclasses.replace(BETTER, agreement=dataclasses.replace(BETTER.agreement, mean=1.0))
     changed = dataclasses.replace(changed, copies=dataclasses.replace(BETTER.copies, mean=1.0))
     runs[1] = dataclasses.replace(runs[1], evidence=changed)
@@ -68,3 +70,11 @@ def test_colour_changes_are_left_out_where_colours_matter_unless_copies_are_sear
     free = [dataclasses.replace(one, keeps_colours=False) for one in runs]
     assert choice(free, SIMILAR) == runs[1].cell
     assert choice([run("a", -1, 0.1)], SIMILAR) is None
+
+
+@pytest.mark.parametrize(("goal", "is_offered"), [(SIMILAR, False), (COPIES, True)])
+def test_free_training_with_colour_changes_is_for_copies_alone(goal: str, is_offered: bool) -> None:
+    free = dataclasses.replace(run("a", 2, 0.1, jitter=True), keeps_colours=False)
+    assert free.is_offered(goal) == is_offered
+    assert (choice([free], goal) is not None) <= is_offered
+    assert not run("a", 2, 0.1, anchor=2).is_offered(goal), "no such anchor is tried"

@@ -236,7 +236,8 @@ def held_out_page(cells: Sequence[FinishedCell]) -> str:
         CHANGES,
         *_grid_parts(cells),
         "## What the rule takes, without labels",
-        f"The rule of `ssl-retrieval adapt` as it is (least steadiness {STEADINESS:.2f}). {READING}",
+        "The rule of `ssl-retrieval adapt` as it is chooses among those settings of λ and colour changes "
+        f"that `adapt` would try on the photos (least steadiness {STEADINESS:.2f}). {READING}",
         rule_table(cells, rule(cells, runs, limits)),
     ]
     return "\n\n".join(parts) + "\n"
@@ -270,8 +271,9 @@ def _rule_section(cells: Sequence[FinishedCell]) -> str:
     limits = limits_of_others(runs)
     said = ", ".join(f"{name} {limit:.2f}" for name, limit in limits.items())
     return (
-        "The rule of `ssl-retrieval adapt` chooses among λ and colour changes of each start, method and "
-        "seed; seeds are joined in the interval. Leave one set out: its constant, the least steadiness, was "
+        "The rule of `ssl-retrieval adapt` chooses, for each start, method and seed, among those settings "
+        "of λ and colour changes that `adapt` would try on the photos; seeds are joined in the interval. "
+        "Leave one set out: its constant, the least steadiness, was "
         f"found for each set on the others alone ({said}; on all of them {fit(runs):.2f}, the product has "
         f"{STEADINESS:.2f}). {READING}\n\n{rule_table(cells, rule(cells, runs, limits))}"
     )

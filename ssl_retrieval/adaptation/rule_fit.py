@@ -7,6 +7,7 @@ import numpy as np
 
 from ssl_retrieval.adaptation.cell_files import FinishedCell
 from ssl_retrieval.adaptation.cells import Cell
+from ssl_retrieval.adaptation.plan import TRIALS, trials_for
 from ssl_retrieval.adaptation.probe import Probe
 from ssl_retrieval.adaptation.rule import (
     COPIES,
@@ -40,10 +41,9 @@ class KnownRun:
     keeps_colours: bool
     delta: float
 
-    @property
-    def is_offered(self) -> bool:
-        """Whether the rule would have had this tried."""
-        return not (self.cell.jitter and self.keeps_colours)
+    def is_offered(self, goal: str) -> bool:
+        """Whether `adapt` would have tried this on these photos."""
+        return (self.cell.jitter, self.cell.anchor) in TRIALS[trials_for(goal, self.keeps_colours)]
 
 
 def goal_of(task: str) -> str:
@@ -122,13 +122,13 @@ def limits_of_others(runs: Sequence[KnownRun]) -> dict[str, float]:
 
 
 def choice(runs: Sequence[KnownRun], goal: str, least_steadiness: float = STEADINESS) -> Cell | None:
-    """Let the rule choose among trainings of one start on one set; None = the start.
+    """Let the rule choose among the trainings that `adapt` would have tried; None = the start.
 
     Args:
-        runs: What was tried.
+        runs: Trainings of one start on one set.
         goal: What is searched for.
         least_steadiness: The rule's constant.
     """
-    offered = {run.cell.name: run for run in runs if goal == COPIES or run.is_offered}
+    offered = {run.cell.name: run for run in runs if run.is_offered(goal)}
     verdict = decide({name: run.evidence for name, run in offered.items()}, goal, least_steadiness)
     return None if verdict.name is None else offered[verdict.name].cell

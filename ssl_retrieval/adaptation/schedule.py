@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_retrieval.adaptation import trial
-from ssl_retrieval.adaptation.plan import (
-    COLOURS_CHANGED,
-    COLOURS_KEPT,
-    FOR_COPIES,
-    Pace,
-    Setting,
-    plan,
-)
+from ssl_retrieval.adaptation.plan import Pace, Setting, plan, trials_for
 from ssl_retrieval.adaptation.probe import Probe
 from ssl_retrieval.adaptation.rule import COPIES, colour_matters
 from ssl_retrieval.adaptation.trial import Judge
@@ -116,7 +109,7 @@ def make(
 
 def _what_to_try(start: Probe, goal: str) -> tuple[str, str]:
     """Name the trials that suit the photos and what is searched for, and say why."""
-    if goal == COPIES:
-        return FOR_COPIES, "Training changes colours, as altered copies do."
     matters, reason = colour_matters(start)
-    return (COLOURS_KEPT if matters else COLOURS_CHANGED), f"{reason[0].upper()}{reason[1:]}."
+    if goal == COPIES:
+        reason = "training changes colours, as altered copies do"
+    return trials_for(goal, matters), f"{reason[0].upper()}{reason[1:]}."
