@@ -37,6 +37,7 @@ def test_the_limit_parts_losses_from_gains() -> None:
     assert fit(runs[:2]) < 1, "nothing is lost: all of them pass"
     assert fit(runs[2:]) > 0.5, "nothing is won: none of them passes"
     assert fit([]) == float("inf")
+    assert fit([*runs, run("b", 0.9, float("nan"))]) == fit(runs), "a set that is searched for copies alone"
 
 
 def test_a_small_loss_outweighs_a_gain_twice_its_size() -> None:

@@ -1,5 +1,6 @@
 """The rule's constant from a study, and the rule on sets that had no part in it: leave-one-set-out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class KnownRun:
         cell: Which.
         evidence: What the rule sees; None where values are no numbers.
         keeps_colours: Whether the rule would have colours kept as they are on these photos.
-        delta: Change in mAP, mean over the tasks that search for what is similar.
+        delta: Change in mAP, mean over the tasks that search for what is similar; NaN where there is none.
     """
 
     cell: Cell
@@ -74,7 +75,8 @@ def known_runs(cells: Sequence[FinishedCell]) -> list[KnownRun]:
             for task, after in adapted.scores.items()
             if goal_of(task) == SIMILAR
         ]
-        found.append(KnownRun(adapted.cell, evidence, keeps_colours, float(np.mean(changes))))
+        delta = float(np.mean(changes)) if changes else math.nan
+        found.append(KnownRun(adapted.cell, evidence, keeps_colours, delta))
     return found
 
 
@@ -94,7 +96,7 @@ def fit(runs: Sequence[KnownRun]) -> float:
     known = [
         (run.evidence.steadiness, run.delta / sum(other.cell.set == run.cell.set for other in runs))
         for run in runs
-        if run.evidence is not None
+        if run.evidence is not None and math.isfinite(run.delta)
     ]
     if not known:
         return float("inf")
