@@ -1,13 +1,13 @@
 """The document of a study: its tables agree with the cells, and a study in its beginnings has one too."""
 
 import dataclasses
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_study import settings, start
+from tool_scripts import load_tool
 
 from ssl_retrieval.adaptation import cell_files
 from ssl_retrieval.adaptation.cell_files import read_all
@@ -18,19 +18,10 @@ from ssl_retrieval.adaptation.study_table import effect_of
 
 __all__ = ["start"]
 
-TOOL = Path(__file__).parent.parent / "tools" / "adaptation_study.py"
-
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("adaptation_study", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(TOOL.parent))
-        spec.loader.exec_module(module)
-    return module
+    return load_tool("adaptation_study")
 
 
 def test_document_and_figures(tool: Any, start: Path, tmp_path: Path) -> None:

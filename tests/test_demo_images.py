@@ -1,6 +1,5 @@
 """The embedded emoji: the archive, its loader, and the script that makes it."""
 
-import importlib.util
 import io
 import multiprocessing
 import re
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tool_scripts import load_tool
 
 from ssl_retrieval.data import emoji
 from ssl_retrieval.errors import UserError
@@ -26,12 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def builder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_demo_emoji", REPO / "tools/build_demo_emoji.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("build_demo_emoji")
 
 
 def index() -> pd.DataFrame:

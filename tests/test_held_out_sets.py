@@ -1,6 +1,5 @@
 """The sets that the rule of `adapt` has never met: what is taken from the packages, and under which class."""
 
-import importlib.util
 import io
 import tarfile
 from pathlib import Path
@@ -9,20 +8,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from PIL import Image
+from tool_scripts import load_tool
 
 from ssl_retrieval.data import manifest
-
-TOOL = Path(__file__).parent.parent / "tools" / "held_out_sets.py"
 
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("held_out_sets", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("held_out_sets")
 
 
 def picture(file: Path) -> None:
@@ -94,3 +87,8 @@ def test_tables_are_read_by_the_loader(
     assert (len(task.queries), len(task.gallery)) == (2, 2)
     usual = manifest.images(manifest.Config(file=str(tmp_path / "sets/sprites.csv"), split="regular"))
     assert all("/regular/" in path for path in usual.paths)
+
+
+def test_a_package_that_is_not_there_is_named(tool: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"0 files tuxpaint-stamps-default_\*\.deb, one is needed"):
+        tool.unpack(tmp_path, tmp_path / "out")

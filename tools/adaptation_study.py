@@ -31,7 +31,7 @@ from ssl_retrieval.adaptation.rule_fit import (
     known_runs,
     limits_of_others,
 )
-from ssl_retrieval.adaptation.study_table import Effect, collect, effect_of, effects
+from ssl_retrieval.adaptation.study_table import Effect, collect, effect_of, effects, paired
 from ssl_retrieval.report.markdown import markdown_table
 from ssl_retrieval.statistics import SIGNIFICANCE, PairedDifference, holm
 
@@ -320,12 +320,13 @@ def write(study: Path, docs: Path, is_held_out: bool = False) -> None:
         docs: Where to write.
         is_held_out: Nothing was fitted on its sets, and nothing shall be.
     """
-    rows, cells = collect(study), read_all(study)
-    if rows.empty:
+    cells = read_all(study)
+    if not any(paired(cells)):
         raise SystemExit(f"{study}: no training is finished beside its start: let the study go on")
     if is_held_out:
         (docs / HELD_OUT_PAGE).write_text(held_out_page(cells), "utf-8")
         return
+    rows = collect(study)
     first = next(iter(grids(effects(cells)).values()))
     draw_grid(first, docs / GRID)
     by_goal = dict(list(rows.groupby(rows["task"].map(goal_of))))

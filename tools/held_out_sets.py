@@ -31,17 +31,35 @@ TILES = 100
 """Kept of each kind of ground, evenly."""
 LEAST_STAMPS = 10
 """Smaller folders are left out."""
-NO_GROUND = {"embellishments", "misc", "symbols", "off-map", "portals", "masks", "fog", "void", "light"}
-NO_GROUND |= {"map-specific"}
+NO_GROUND = {
+    "embellishments",
+    "fog",
+    "light",
+    "map-specific",
+    "masks",
+    "misc",
+    "off-map",
+    "portals",
+    "symbols",
+    "void",
+}
+"""Folders of tiles that show no ground."""
+
+
+def the_one(folder: Path, pattern: str) -> Path:
+    """Find a downloaded package."""
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise SystemExit(f"{folder}: {len(found)} files {pattern}, one is needed: download it, see --help")
+    return found[0]
 
 
 def unpack(packages: Path, out: Path) -> None:
     """Unpack the three archives."""
     for name in ("tuxpaint-stamps-default", "wesnoth-1.16-data"):
-        (archive,) = packages.glob(f"{name}_*.deb")
+        archive = the_one(packages, f"{name}_*.deb")
         subprocess.run(["dpkg-deb", "-x", archive, out / name], check=True)
-    (archive,) = packages.glob("pokesprite-images-*.tgz")
-    with tarfile.open(archive) as file:
+    with tarfile.open(the_one(packages, "pokesprite-images-*.tgz")) as file:
         file.extractall(out / "pokesprite-images", filter="data")
 
 
