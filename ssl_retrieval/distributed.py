@@ -168,7 +168,7 @@ def synchronise_batchnorm(module: nn.Module, device: torch.device) -> nn.Module:
 def _normalise(layer: _BatchNorm, inputs: Tensor) -> Tensor:
     """Normalise by the mean and variance over all processes; float [B, C, …]."""
     axes = [axis for axis in range(inputs.ndim) if axis != 1]
-    wide = inputs.float()
+    wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     sums = torch.stack([wide.sum(axes), wide.square().sum(axes)])
     count = wide.numel() // wide.shape[1] * world_size()
     average, square = (gather(sums.unsqueeze(0)).sum(0) / count).unbind(0)

@@ -23,8 +23,11 @@ from ssl_retrieval.errors import UserError
 
 METHODS = plugins.known("method")
 STEPS = 2
-ROUNDING = dict.fromkeys(METHODS, 3e-4) | {"visreg": 3e-3}
-"""How far rounding carries a gradient; VISReg sorts, and what is nearly equal changes places."""
+ROUNDING = 3e-4
+"""How far rounding carries a gradient."""
+SORTS = {"visreg"}
+"""Methods that rank what a network gives: in float32, nearly equal values changed places on one machine in
+a few, and the gradient jumped by a hundredth. In float64 they keep their places."""
 
 
 def smooth(method: nn.Module) -> None:
@@ -40,7 +43,8 @@ def smooth(method: nn.Module) -> None:
 def train(name: str, world: int, rank: int) -> dict[str, Any]:
     """Train for a few steps on this rank's rows; give losses, first gradients and the end state."""
     torch.set_num_threads(1)
-    method = method_of(name)
+    kind = torch.float64 if name in SORTS else torch.float32
+    method = method_of(name).to(kind)
     smooth(method)
     distributed.synchronise_batchnorm(method, torch.device("cpu"))
     stepper: nn.Module = method
@@ -53,7 +57,8 @@ def train(name: str, world: int, rank: int) -> dict[str, Any]:
         method.set_mode("train")
         optimizer.zero_grad()
         rows = slice(rank * 8 // world, (rank + 1) * 8 // world)
-        loss, _ = stepper([view[rows] for view in views_for(method, step)], step / 10)
+        views = [view[rows] for view in views_for(method, step)]
+        loss, _ = stepper([view.to(kind) if view.is_floating_point() else view for view in views], step / 10)
         loss.backward()
         losses.append(distributed.mean(loss.detach()).item())
         if step == 0:
@@ -121,7 +126,7 @@ def test_two_processes_give_one_processs_gradients(name: str, two: Path) -> None
     for rank in range(2):
         together = torch.load(two / f"{name}-{rank}.pt", weights_only=True)
         assert together["losses"] == pytest.approx(alone(name)["losses"], rel=1e-3)
-        assert_near(together["gradients"], alone(name)["gradients"], ROUNDING[name])
+        assert_near(together["gradients"], alone(name)["gradients"], ROUNDING)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -129,7 +134,7 @@ def test_two_processes_move_the_state_as_one_process_does(name: str, two: Path) 
     moved = alone(name)["moved"]
     both = [torch.load(two / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
     torch.testing.assert_close(both[0]["state"], both[1]["state"], rtol=1e-6, atol=1e-7)
-    assert_near(both[0]["moved"], moved, 4 * ROUNDING[name])
+    assert_near(both[0]["moved"], moved, 4 * ROUNDING)
     teachers = [key for key in moved if key.startswith("teacher") and moved[key].is_floating_point()]
     assert bool(teachers) == bool(method_of(name).pairs())
     assert not teachers or max(float(moved[key].abs().max()) for key in teachers) > 1e-4
