@@ -9,10 +9,11 @@ import pytest
 from small_study import settings, start
 from tool_scripts import load_tool
 
-from ssl_retrieval.adaptation import cell_files
+from ssl_retrieval.adaptation import cell_files, evidence_table
 from ssl_retrieval.adaptation.cell_files import read_all
 from ssl_retrieval.adaptation.cells import Cell
 from ssl_retrieval.adaptation.rule import STEADINESS
+from ssl_retrieval.adaptation.rule_fit import known_runs
 from ssl_retrieval.adaptation.study import study
 from ssl_retrieval.adaptation.study_table import effect_of
 
@@ -68,6 +69,10 @@ def test_document_and_figures(tool: Any, start: Path, tmp_path: Path) -> None:
         assert best.startswith(f"{max(means):+.3f} [")
         assert (taken, change, verdict) == ("the start", "±0", "–") or verdict in ("yes", "NO")
     assert "| always the start | +0.000 |" in text
+
+    runs = evidence_table.read(docs / "adaptation_evidence.csv")
+    assert {run.cell for run in runs} == {found.cell for found in read_all(out) if not found.cell.is_start}
+    assert runs[0].delta == pytest.approx(known_runs(read_all(out))[0].delta, abs=1e-5)
 
     tool.write(out, docs, is_held_out=True)
     text = (docs / "adaptation_held_out.md").read_text()

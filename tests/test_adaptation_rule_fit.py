@@ -26,7 +26,7 @@ def run(
     of: str, steadiness: float, delta: float, seed: int = 0, jitter: bool = False, anchor: float = 0.0
 ) -> KnownRun:
     cell = Cell(of, "net", "simclr", jitter=jitter, anchor=anchor, seed=seed)
-    return KnownRun(cell, dataclasses.replace(BETTER, steadiness=steadiness), True, delta)
+    return KnownRun(cell, dataclasses.replace(BETTER, steadiness=steadiness), True, delta, delta < 0)
 
 
 def test_the_limit_parts_losses_from_gains() -> None:

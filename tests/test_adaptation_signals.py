@@ -119,6 +119,19 @@ def test_silhouettes_know_groups_and_survive_equal_photos() -> None:
     assert (silhouettes(unit(np.eye(3))) == 0).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_silhouettes_do_not_know_directions(seed: int) -> None:
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(24, 24)))[0].astype(np.float32)
+    photos = probe(groups=1.2, seed=seed).photos
+    np.testing.assert_allclose(silhouettes(photos @ turn), silhouettes(photos), atol=1e-4)
+
+
+def test_equal_groups_of_other_photos_have_equal_silhouettes() -> None:
+    means = [silhouettes(probe(groups=1.2, seed=seed).photos).mean() for seed in range(6)]
+    clearer = [silhouettes(probe(groups=1.4, seed=seed).photos).mean() for seed in range(6)]
+    assert max(means) < min(clearer)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_photos_give_nan(count: int) -> None:
     few = START.take(np.arange(len(START)) < count)

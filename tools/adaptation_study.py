@@ -1,4 +1,4 @@
-"""Write docs/adaptation_results.md and its figures from the folder of an `ssl-retrieval study`.
+"""Write docs/adaptation_results.md, its figures and adaptation_evidence.csv from an `ssl-retrieval study`.
 
     python tools/adaptation_study.py runs/study
     python tools/adaptation_study.py runs/held-out --held-out
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from adaptation_figures import JITTER, by_task, draw_grid, draw_signals
 
-from ssl_retrieval.adaptation import predictors, selection
+from ssl_retrieval.adaptation import evidence_table, predictors, selection
 from ssl_retrieval.adaptation.cell_files import FinishedCell, read_all
 from ssl_retrieval.adaptation.cells import Cell
 from ssl_retrieval.adaptation.rule import GOALS, SIMILAR, STEADINESS
@@ -38,6 +38,8 @@ from ssl_retrieval.statistics import SIGNIFICANCE, PairedDifference, holm
 DOCS = Path(__file__).parent.parent / "docs"
 GRID, SIGNALS, PAGE = "adaptation_grid.png", "adaptation_signals.png", "adaptation_results.md"
 HELD_OUT_PAGE = "adaptation_held_out.md"
+EVIDENCE = "adaptation_evidence.csv"
+"""What the rule sees of each training: with it, the rule is fitted again without the study."""
 LEVELS = {"instance": "The same object", "category": "The same kind"}
 COSTS = {
     "num_photos": "number",
@@ -202,7 +204,12 @@ def signals_table(found: Mapping[str, pd.DataFrame]) -> str:
     return markdown_table(lines)
 
 
-def page(cells: Sequence[FinishedCell], rows: pd.DataFrame, found_signals: Mapping[str, pd.DataFrame]) -> str:
+def page(
+    cells: Sequence[FinishedCell],
+    runs: Sequence[KnownRun],
+    rows: pd.DataFrame,
+    found_signals: Mapping[str, pd.DataFrame],
+) -> str:
     """Write the document."""
     parts = [
         "# Adapting to your own photos: whole results",
@@ -211,7 +218,7 @@ def page(cells: Sequence[FinishedCell], rows: pd.DataFrame, found_signals: Mappi
         f"![Change in mAP by task]({GRID})",
         *_grid_parts(cells),
         "## What the rule takes, without labels",
-        _rule_section(cells),
+        _rule_section(cells, runs),
         "## Signals",
         f"![Signals against the change in mAP]({SIGNALS})",
         "Spearman's rank correlation of each signal with the change in mAP, within a task, mean over sets; "
@@ -264,8 +271,7 @@ def _grid_parts(cells: Sequence[FinishedCell]) -> list[str]:
     return parts
 
 
-def _rule_section(cells: Sequence[FinishedCell]) -> str:
-    runs = known_runs(cells)
+def _rule_section(cells: Sequence[FinishedCell], runs: Sequence[KnownRun]) -> str:
     if len({run.cell.set for run in runs}) < 2:
         return "It takes two sets."
     limits = limits_of_others(runs)
@@ -275,7 +281,8 @@ def _rule_section(cells: Sequence[FinishedCell]) -> str:
         "of λ and colour changes that `adapt` would try on the photos; seeds are joined in the interval. "
         "Leave one set out: its constant, the least steadiness, was "
         f"found for each set on the others alone ({said}; on all of them {fit(runs):.2f}, the product has "
-        f"{STEADINESS:.2f}). {READING}\n\n{rule_table(cells, rule(cells, runs, limits))}"
+        f"{STEADINESS:.2f}). What it saw of each training: [{EVIDENCE}]({EVIDENCE}). {READING}\n\n"
+        f"{rule_table(cells, rule(cells, runs, limits))}"
     )
 
 
@@ -334,7 +341,9 @@ def write(study: Path, docs: Path, is_held_out: bool = False) -> None:
         goal: predictors.rank_correlations(by_goal[goal], RESAMPLES) for goal in GOALS if goal in by_goal
     }
     draw_signals(by_goal[SIMILAR], found_signals[SIMILAR], docs / SIGNALS)
-    (docs / PAGE).write_text(page(cells, rows, found_signals), "utf-8")
+    runs = known_runs(cells)
+    evidence_table.write(runs, docs / EVIDENCE)
+    (docs / PAGE).write_text(page(cells, runs, rows, found_signals), "utf-8")
 
 
 def main() -> None:

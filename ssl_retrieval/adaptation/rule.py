@@ -49,7 +49,7 @@ worth a decision that may make search worse."""
 LEAST_RANK = -0.5
 """Log of the ratio of effective ranks; good and bad trainings alike lay above -0.2, collapses far below."""
 
-STEADINESS = 1.11
+STEADINESS = 1.07
 """Least `signals.steadiness`, from `rule_fit.fit` over a study: docs/adaptation_results.md."""
 
 COLOUR_DEPENDENCE = 0.0

@@ -20,7 +20,7 @@ from ssl_retrieval.adaptation.rule import (
     gather,
 )
 from ssl_retrieval.adaptation.selection import LOSS_WEIGHT
-from ssl_retrieval.adaptation.study_table import HEADLINE, paired
+from ssl_retrieval.adaptation.study_table import effect_of, paired
 
 _FURTHER = 0.05
 """How far a limit stays from the only value that it must exclude, or admit."""
@@ -35,12 +35,14 @@ class KnownRun:
         evidence: What the rule sees; None where values are no numbers.
         keeps_colours: Whether the rule would have colours kept as they are on these photos.
         delta: Change in mAP, mean over the tasks that search for what is similar; NaN where there is none.
+        is_worse: Whether one of these tasks is clearly worse: its 95 % interval lies below 0.
     """
 
     cell: Cell
     evidence: Evidence | None
     keeps_colours: bool
     delta: float
+    is_worse: bool
 
     def is_offered(self, goal: str) -> bool:
         """Whether `adapt` would have tried this on these photos."""
@@ -71,12 +73,13 @@ def known_runs(cells: Sequence[FinishedCell]) -> list[KnownRun]:
         probe, keeps_colours = starts[start.cell]
         evidence = gather(probe, {"": adapted.probe()})[""]
         changes = [
-            np.nanmean(after.per_query[HEADLINE] - start.scores[task].per_query[HEADLINE])
-            for task, after in adapted.scores.items()
+            effect_of(start, [adapted], task).difference
+            for task in adapted.scores
             if goal_of(task) == SIMILAR
         ]
-        delta = float(np.mean(changes)) if changes else math.nan
-        found.append(KnownRun(adapted.cell, evidence, keeps_colours, delta))
+        delta = float(np.mean([change.mean for change in changes])) if changes else math.nan
+        is_worse = any(change.high < 0 for change in changes)
+        found.append(KnownRun(adapted.cell, evidence, keeps_colours, delta, is_worse))
     return found
 
 
