@@ -142,7 +142,7 @@ def rule(cells: Sequence[FinishedCell], runs: Sequence[KnownRun], limits: Mappin
 def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
     """Give what the rule took, what that did to each task, and what the best setting would have done."""
     by_cell = {f.cell: f for f in cells}
-    rows, above, below = [], 0, 0
+    rows, above, below, winnable, won = [], 0, 0, 0, 0
     for one in taken:
         settings: dict[Cell, list[FinishedCell]] = {}
         for f in cells:
@@ -157,7 +157,10 @@ def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
                 (effect_of(one.before, group, task) for group in settings.values()),
                 key=lambda e: e.difference.mean,
             )
-            above += did is not None and did.low > 0
+            is_above = did is not None and did.low > 0
+            above += is_above
+            winnable += best.difference.low > 0
+            won += is_above and best.difference.low > 0
             below += did is not None and did.high < 0
             rows.append(
                 [
@@ -175,7 +178,8 @@ def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
     header = ["photos", "task", "start", "method", "taken", "change in mAP", "not below", "best of the grid"]
     summary = (
         f"{len(rows)} rows: {above} clearly above the start (the interval lies above 0), {below} clearly "
-        f"below, {len(rows) - above - below} neither."
+        f"below, {len(rows) - above - below} neither. In {winnable} rows the best of the grid is clearly "
+        f"above; in {won} of them what is taken is so too."
     )
     return f"{summary}\n\n{markdown_table([header, *rows], num_texts=5)}"
 
