@@ -69,6 +69,18 @@ def test_document_and_figures(tool: Any, start: Path, tmp_path: Path) -> None:
         assert best.startswith(f"{max(means):+.3f} [")
         assert (taken, change, verdict) == ("the start", "±0", "–") or verdict in ("yes", "NO")
     assert "| always the start | +0.000 |" in text
+    alone, won, of_all, won_of_all = (
+        int(re.search(pattern, text)[1])  # type: ignore[index]
+        for pattern in (
+            r"In (\d+) rows the best",
+            r"above; in (\d+) of them",
+            r"clearly above in (\d+) rows",
+            r"what is taken in (\d+) of them",
+        )
+    )
+    assert alone == sum(float(best.split("[")[1].split(",")[0]) > 0 for *_, best in rows)
+    assert won_of_all <= min(won, of_all) <= alone
+    assert of_all <= alone
 
     runs = evidence_table.read(docs / "adaptation_evidence.csv")
     assert {run.cell for run in runs} == {found.cell for found in read_all(out) if not found.cell.is_start}

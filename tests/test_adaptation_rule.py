@@ -1,5 +1,7 @@
 """The rule on made-up features of known quality: better, as good, worse, collapsed, broken."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from made_up_probes import NAMES, changed, probe, unit
@@ -10,6 +12,7 @@ from ssl_retrieval.adaptation.rule import (
     LEAST_PHOTOS,
     SIMILAR,
     STEADINESS,
+    Evidence,
     choose,
     colour_matters,
     decide,
@@ -92,6 +95,27 @@ def test_the_limit_of_steadiness_decides() -> None:
     refused = decide(found, SIMILAR, evidence.steadiness + 1e-6)
     assert refused.name is None
     assert "drifted off" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("gain", "steadiness", "taken"), [(0.041, 2, "other"), (0.039, 2, "most"), (0.041, 0, "most")]
+)
+def test_of_networks_that_find_copies_equally_well_the_steadier_is_taken(
+    gain: float, steadiness: float, taken: str
+) -> None:
+    (found,) = gather(START, {"firmer": FIRMER}).values()
+    assert found is not None
+
+    def other(gain: float, steadiness: float) -> Evidence:
+        # The standard error is 0.01.
+        copies = dataclasses.replace(found.copies, mean=gain, low=gain - 0.0196, high=gain + 0.0196)
+        return dataclasses.replace(found, copies=copies, steadiness=steadiness)
+
+    both: dict[str, Evidence | None] = {"other": other(gain, steadiness), "most": other(0.05, 1)}
+    verdict = decide(both, COPIES)
+    assert verdict.name == taken
+    assert ("most finds a few more (+0.050)" in verdict.reason) == (taken == "other")
+    assert verdict.scores == {"other": gain, "most": 0.05}
 
 
 def test_numbers_that_are_none_are_refused() -> None:

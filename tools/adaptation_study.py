@@ -142,7 +142,9 @@ def rule(cells: Sequence[FinishedCell], runs: Sequence[KnownRun], limits: Mappin
 def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
     """Give what the rule took, what that did to each task, and what the best setting would have done."""
     by_cell = {f.cell: f for f in cells}
-    rows, above, below, winnable, won = [], 0, 0, 0, 0
+    rows: list[list[str]] = []
+    above, below = 0, 0
+    winnable, won = Counter[str](), Counter[str]()
     for one in taken:
         settings: dict[Cell, list[FinishedCell]] = {}
         for f in cells:
@@ -153,14 +155,15 @@ def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
                 continue
             used = [by_cell[cell or one.before.cell] for cell in one.cells.values()]
             did = effect_of(one.before, used, task).difference if any(one.cells.values()) else None
-            best = max(
-                (effect_of(one.before, group, task) for group in settings.values()),
-                key=lambda e: e.difference.mean,
-            )
+            grid = [effect_of(one.before, group, task) for group in settings.values()]
+            adjusted = holm([e.difference.p_value for e in grid])
+            best, p_value = max(zip(grid, adjusted, strict=True), key=lambda pair: pair[0].difference.mean)
             is_above = did is not None and did.low > 0
             above += is_above
-            winnable += best.difference.low > 0
-            won += is_above and best.difference.low > 0
+            for how, is_clear in (("alone", best.difference.low > 0), ("of all", p_value < SIGNIFICANCE)):
+                is_winnable = best.difference.mean > 0 and bool(is_clear)
+                winnable[how] += is_winnable
+                won[how] += is_above and is_winnable
             below += did is not None and did.high < 0
             rows.append(
                 [
@@ -178,8 +181,10 @@ def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
     header = ["photos", "task", "start", "method", "taken", "change in mAP", "not below", "best of the grid"]
     summary = (
         f"{len(rows)} rows: {above} clearly above the start (the interval lies above 0), {below} clearly "
-        f"below, {len(rows) - above - below} neither. In {winnable} rows the best of the grid is clearly "
-        f"above; in {won} of them what is taken is so too."
+        f"below, {len(rows) - above - below} neither. In {winnable['alone']} rows the best of the grid is "
+        f"clearly above; in {won['alone']} of them what is taken is so too. But it is the best of several: "
+        f"after Holm's adjustment over the settings it is clearly above in {winnable['of all']} rows, and "
+        f"what is taken in {won['of all']} of them."
     )
     return f"{summary}\n\n{markdown_table([header, *rows], num_texts=5)}"
 

@@ -26,13 +26,15 @@ COLOURS_KEPT, COLOURS_CHANGED, FOR_COPIES = "colours kept", "colours changed", "
 TRIALS: dict[str, tuple[tuple[bool, float], ...]] = {
     COLOURS_KEPT: ((False, 0.0), (False, 1.0), (False, 3.0)),
     COLOURS_CHANGED: ((False, 0.0), (False, 1.0), (True, 1.0), (False, 3.0)),
-    FOR_COPIES: ((True, 1.0), (True, 0.0), (True, 3.0)),
+    FOR_COPIES: ((True, 1.0), (True, 0.0), (True, 3.0), (False, 0.0)),
 }
 """Colour changes and weight of the anchor, of what is tried, the most informative first: what won most
 wherever it was measured (docs/adaptation_results.md). Free training won most where it won and lost most where
 it lost; the anchor at 3 lost nowhere. Colour changes helped where photos hang together by shape, and wherever
-altered copies were searched. Free training with colour changes is tried for copies alone: in search for what
-is similar it mostly lost, and the rule alone has let that pass (docs/adaptation.md)."""
+altered copies were searched from off-the-shelf weights; a network that had learned from few pictures found
+more of them without, so that is tried for copies too, last. Free training with colour changes is tried for
+copies alone: in search for what is similar it mostly lost, and the rule alone has let that pass
+(docs/adaptation.md)."""
 
 BATCH_SIZE = 96
 STEPS = (12, 18, 27, 40, 54, 81, 108, 162, 216)

@@ -14,7 +14,8 @@ passed by features that search worse:
   and photos do not form vaguer groups.
 
 ``copies`` (the very photo, altered). This can be measured on photos without labels, so it is: altered photos
-find their original better than at the start.
+find their original better than at the start. The photos that are asked were trained on, though, and others
+will be searched too: of candidates whose gains chance does not tell apart, the steadiest is taken.
 
 All gains are paired tests over photos. In doubt the start is kept.
 """
@@ -23,6 +24,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from ssl_retrieval.adaptation.probe import Probe
 from ssl_retrieval.adaptation.signals import (
@@ -77,8 +79,18 @@ class Evidence:
     copies: PairedDifference
 
     def score(self, goal: str) -> float:
-        """Order candidates that pass: the higher the better."""
+        """Order candidates that pass: the higher the better, but for `uncertainty`."""
         return self.copies.mean if goal == COPIES else self.agreement.mean + self.clusters.mean
+
+    def uncertainty(self, goal: str) -> float:
+        """Say how much less another candidate may score and still be taken, where it is steadier.
+
+        One standard error, as in the choice of a tree by Breiman et al. (Classification and Regression Trees,
+        1984); 0 for ``similar``, whose tests ask for steadiness already.
+        """
+        if goal != COPIES:
+            return 0.0
+        return (self.copies.high - self.copies.low) / (2 * stats.norm.ppf((1 + LEVEL) / 2))
 
     def objection(self, goal: str, least_steadiness: float = STEADINESS) -> str:
         """Say what speaks against it; empty = nothing."""
@@ -122,8 +134,8 @@ class Verdict:
     Attributes:
         name: The candidate to use; None = keep the start.
         reason: Why, in plain words.
-        scores: Candidate -> `Evidence.score`, by which candidates that pass are ordered; NaN where nothing
-            could be compared.
+        scores: Candidate -> `Evidence.score`, by which candidates that pass are ordered, but for
+            `Evidence.uncertainty`; NaN where nothing could be compared.
     """
 
     name: str | None
@@ -200,7 +212,15 @@ def decide(
         said = "; ".join(f"{name}: {objection}" for name, objection in objections.items())
         return Verdict(None, f"keep the start: no candidate is surely better ({said})", scores)
     best = max(passed, key=lambda name: scores[name])
-    return Verdict(best, f"use {best}: {passed[best].praise(goal)}", scores)
+    least = scores[best] - passed[best].uncertainty(goal)
+    taken = max((name for name in passed if scores[name] >= least), key=lambda name: passed[name].steadiness)
+    words = f"use {taken}: {passed[taken].praise(goal)}"
+    if taken != best:
+        words += (
+            f"; {best} finds a few more ({_gain(passed[best].copies)}), but no more than chance may, and "
+            "moves the photos further"
+        )
+    return Verdict(taken, words, scores)
 
 
 def check_goal(goal: str) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from ssl_retrieval.adaptation.cell_files import FinishedCell
 from ssl_retrieval.adaptation.cells import Cell
 from ssl_retrieval.adaptation.plan import TRIALS, trials_for
-from ssl_retrieval.adaptation.probe import Probe
 from ssl_retrieval.adaptation.rule import (
     COPIES,
     SIMILAR,
@@ -64,22 +63,24 @@ def known_runs(cells: Sequence[FinishedCell]) -> list[KnownRun]:
     Args:
         cells: From `cell_files.read_all`.
     """
-    starts: dict[Cell, tuple[Probe, bool]] = {}
-    found = []
+    starts: dict[Cell, tuple[FinishedCell, list[FinishedCell]]] = {}
     for start, adapted in paired(cells):
-        if start.cell not in starts:
-            probe = start.probe()
-            starts[start.cell] = probe, colour_matters(probe)[0]
-        probe, keeps_colours = starts[start.cell]
-        evidence = gather(probe, {"": adapted.probe()})[""]
-        changes = [
-            effect_of(start, [adapted], task).difference
-            for task in adapted.scores
-            if goal_of(task) == SIMILAR
-        ]
-        delta = float(np.mean([change.mean for change in changes])) if changes else math.nan
-        is_worse = any(change.high < 0 for change in changes)
-        found.append(KnownRun(adapted.cell, evidence, keeps_colours, delta, is_worse))
+        starts.setdefault(start.cell, (start, []))[1].append(adapted)
+    found = []
+    for start, trained in starts.values():
+        probe = start.probe()
+        keeps_colours, _ = colour_matters(probe)
+        evidence = gather(probe, {adapted.cell.name: adapted.probe() for adapted in trained})
+        for adapted in trained:
+            changes = [
+                effect_of(start, [adapted], task).difference
+                for task in adapted.scores
+                if goal_of(task) == SIMILAR
+            ]
+            delta = float(np.mean([change.mean for change in changes])) if changes else math.nan
+            is_worse = any(change.high < 0 for change in changes)
+            seen = evidence[adapted.cell.name]
+            found.append(KnownRun(adapted.cell, seen, keeps_colours, delta, is_worse))
     return found
 
 
