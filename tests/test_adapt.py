@@ -242,7 +242,7 @@ def test_the_goal_decides_what_is_tried_and_how_it_is_judged(
     made = go(album, tmp_path / "out", start, goal="copies")
     assert judged == ["copies"]
     assert [one.setting["jitter"] for one in made.tried] == [True]
-    assert "Training changes colours, as altered copies do." in made.notes
+    assert "Training that changes colours is tried first, for altered copies have other ones." in made.notes
     page = made.page.read_text("utf-8")
     assert "the very photo, altered" in page
     assert "by searching altered photos for their originals" in page

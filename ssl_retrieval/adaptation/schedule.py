@@ -111,5 +111,5 @@ def _what_to_try(start: Probe, goal: str) -> tuple[str, str]:
     """Name the trials that suit the photos and what is searched for, and say why."""
     matters, reason = colour_matters(start)
     if goal == COPIES:
-        reason = "training changes colours, as altered copies do"
+        reason = "training that changes colours is tried first, for altered copies have other ones"
     return trials_for(goal, matters), f"{reason[0].upper()}{reason[1:]}."

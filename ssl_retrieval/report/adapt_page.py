@@ -30,7 +30,8 @@ SCORE = {
         "how much clearer their groups are"
     ),
     "copies": (
-        "by how much better than with the start altered photos find their originals (mean average precision)"
+        "by how much better than with the start altered photos find their originals (mean average "
+        "precision); where chance may be all that sets two apart, the one that moves the photos less is used"
     ),
 }
 """Goal -> what candidates are ordered by."""
