@@ -29,7 +29,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (one.cell, one.keeps_colours, one.delta, one.is_worse) == (cell, True, 0.1, False)
     assert one.evidence is not None
     assert one.evidence.steadiness == pytest.approx(found.steadiness, rel=1e-5)
-    for name in ("agreement", "clusters", "copies"):
+    for name in ("agreement", "clusters", "together", "copies"):
         ours, theirs = getattr(one.evidence, name), getattr(found, name)
         assert dataclasses.astuple(ours) == pytest.approx(dataclasses.astuple(theirs), rel=1e-5, nan_ok=True)
     assert (broken.cell, broken.evidence, broken.is_worse) == (cell.with_seed(3), None, True)

@@ -98,6 +98,34 @@ def test_the_limit_of_steadiness_decides() -> None:
 
 
 @pytest.mark.parametrize(
+    ("agreement", "clusters", "low", "objection"),
+    [
+        (0.02, 0.01, 0.001, ""),
+        (0.02, 0.01, -0.001, "no more than chance may give (+0.030, 95 % interval -0.001 to +0.061)"),
+        (-0.001, 0.05, 0.02, "neighbours do not hold better"),
+        (0.05, -0.001, 0.02, "do not form clearer groups"),
+    ],
+)
+def test_neighbours_and_groups_gain_each_and_surely_together(
+    agreement: float, clusters: float, low: float, objection: str
+) -> None:
+    (found,) = gather(START, {"better": BETTER}).values()
+    assert found is not None
+    assert found.together.mean == pytest.approx(found.agreement.mean + found.clusters.mean)
+    both = agreement + clusters
+    seen = dataclasses.replace(
+        found,
+        agreement=dataclasses.replace(found.agreement, mean=agreement, low=-1.0),
+        clusters=dataclasses.replace(found.clusters, mean=clusters),
+        together=dataclasses.replace(found.together, mean=both, low=low, high=2 * both - low),
+    )
+    said = seen.objection(SIMILAR)
+    assert objection in said
+    assert bool(said) == bool(objection)
+    assert seen.score(SIMILAR) == both
+
+
+@pytest.mark.parametrize(
     ("gain", "steadiness", "taken"), [(0.041, 2, "other"), (0.039, 2, "most"), (0.041, 0, "most")]
 )
 def test_of_networks_that_find_copies_equally_well_the_steadier_is_taken(

@@ -63,7 +63,7 @@ def test_each_set_is_decided_by_the_others() -> None:
 
 def test_colour_changes_are_left_out_where_colours_matter_unless_copies_are_searched() -> None:
     runs = [run("a", 2, 0.1), run("a", 2, 0.1, jitter=True, anchor=1)]
-    changed = dataclasses.replace(BETTER, agreement=dataclasses.replace(BETTER.agreement, mean=1.0))
+    changed = dataclasses.replace(BETTER, together=dataclasses.replace(BETTER.together, mean=1.0))
     changed = dataclasses.replace(changed, copies=dataclasses.replace(BETTER.copies, mean=1.0))
     runs[1] = dataclasses.replace(runs[1], evidence=changed)
     assert choice(runs, SIMILAR) == runs[0].cell

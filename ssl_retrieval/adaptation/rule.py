@@ -11,7 +11,7 @@ passed by features that search worse:
 - it has not drifted off: pairs of photos that the start is surest of are found far more surely than the
   start itself finds them once photos are altered (`signals.steadiness`);
 - when a photo is altered in ways that training never shows, more of its neighbours stay than at the start,
-  and photos do not form vaguer groups.
+  and photos form clearer groups: each on average, and both together surely.
 
 ``copies`` (the very photo, altered). This can be measured on photos without labels, so it is: altered photos
 find their original better than at the start. The photos that are asked were trained on, though, and others
@@ -69,6 +69,7 @@ class Evidence:
         steadiness: See `signals.steadiness`.
         agreement: Change in `views.agreement` under alterations that training never shows.
         clusters: Change in `views.silhouettes`.
+        together: Change in the sum of both.
         copies: Change in `views.found_again`, over all alterations.
     """
 
@@ -76,11 +77,12 @@ class Evidence:
     steadiness: float
     agreement: PairedDifference
     clusters: PairedDifference
+    together: PairedDifference
     copies: PairedDifference
 
     def score(self, goal: str) -> float:
         """Order candidates that pass: the higher the better, but for `uncertainty`."""
-        return self.copies.mean if goal == COPIES else self.agreement.mean + self.clusters.mean
+        return self.copies.mean if goal == COPIES else self.together.mean
 
     def uncertainty(self, goal: str) -> float:
         """Say how much less another candidate may score and still be taken, where it is steadier.
@@ -105,10 +107,12 @@ class Evidence:
                 "it has drifted off: the pairs that were surest before are lost nearly as easily as when "
                 f"photos are altered (log odds {self.steadiness:+.2f}, at least {least_steadiness:+.2f})"
             )
-        if self.agreement.low <= 0:
+        if self.agreement.mean <= 0:
             return f"neighbours do not hold better when photos are altered ({_gain(self.agreement)})"
         if self.clusters.mean <= 0:
             return f"photos do not form clearer groups ({_gain(self.clusters)})"
+        if self.together.low <= 0:
+            return f"neighbours and groups gain no more than chance may give ({_interval(self.together)})"
         return ""
 
     def praise(self, goal: str) -> str:
@@ -116,8 +120,8 @@ class Evidence:
         if goal == COPIES:
             return f"altered copies of a photo are found better ({_interval(self.copies)})"
         words = (
-            f"altered photos keep more of their neighbours ({_interval(self.agreement)}) and photos form "
-            f"clearer groups ({_gain(self.clusters)})"
+            f"altered photos keep more of their neighbours ({_gain(self.agreement)}) and photos form clearer "
+            f"groups ({_gain(self.clusters)}; both together {_interval(self.together)})"
         )
         if self.copies.high < 0:
             words += (
@@ -184,6 +188,7 @@ def gather(start: Probe, candidates: dict[str, Probe]) -> dict[str, Evidence | N
             steadiness(start, candidate),
             paired_test(after.agreement, before.agreement, level=LEVEL),
             paired_test(after.silhouettes, before.silhouettes, level=LEVEL),
+            paired_test(after.together, before.together, level=LEVEL),
             paired_test(after.found_again, before.found_again, level=LEVEL),
         )
     return found
@@ -265,6 +270,11 @@ class _Measured:
     silhouettes: FloatArray
     found_again: FloatArray
     log_rank: float
+
+    @property
+    def together(self) -> FloatArray:
+        """What candidates for ``similar`` are ordered by."""
+        return self.agreement + self.silhouettes
 
     @classmethod
     def of(cls, probe: Probe) -> "_Measured":
