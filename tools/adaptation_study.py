@@ -22,6 +22,7 @@ from adaptation_figures import JITTER, by_task, draw_grid, draw_signals
 from ssl_retrieval.adaptation import evidence_table, predictors, selection
 from ssl_retrieval.adaptation.cell_files import FinishedCell, read_all
 from ssl_retrieval.adaptation.cells import Cell
+from ssl_retrieval.adaptation.plan import Setting
 from ssl_retrieval.adaptation.rule import GOALS, SIMILAR, STEADINESS
 from ssl_retrieval.adaptation.rule_fit import (
     KnownRun,
@@ -70,11 +71,16 @@ def change(effect: Effect, p_value: float) -> str:
 
 
 def grids(found: Sequence[Effect]) -> dict[tuple[str, str], list[Effect]]:
-    """Sort effects by start and method, in the order in which most is known."""
+    """Sort effects by start and method: the method of `adapt` first, then what is known best."""
     parts: dict[tuple[str, str], list[Effect]] = {}
     for effect in found:
         parts.setdefault((effect.cell.start, effect.cell.method), []).append(effect)
-    return dict(sorted(parts.items(), key=lambda item: (-sum(e.num_seeds for e in item[1]), item[0])))
+
+    def order(item: tuple[tuple[str, str], list[Effect]]) -> tuple[bool, int, str]:
+        (start, method), found = item
+        return method != Setting().method, -sum(e.num_seeds for e in found), start
+
+    return dict(sorted(parts.items(), key=order))
 
 
 def grid_table(found: Sequence[Effect]) -> str:
