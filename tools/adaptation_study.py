@@ -148,9 +148,7 @@ def rule(cells: Sequence[FinishedCell], runs: Sequence[KnownRun], limits: Mappin
 def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
     """Give what the rule took, what that did to each task, and what the best setting would have done."""
     by_cell = {f.cell: f for f in cells}
-    rows: list[list[str]] = []
-    above, below = 0, 0
-    winnable, won = Counter[str](), Counter[str]()
+    rows, outcomes = [], []
     for one in taken:
         settings: dict[Cell, list[FinishedCell]] = {}
         for f in cells:
@@ -164,13 +162,7 @@ def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
             grid = [effect_of(one.before, group, task) for group in settings.values()]
             adjusted = holm([e.difference.p_value for e in grid])
             best, p_value = max(zip(grid, adjusted, strict=True), key=lambda pair: pair[0].difference.mean)
-            is_above = did is not None and did.low > 0
-            above += is_above
-            for how, is_clear in (("alone", best.difference.low > 0), ("of all", p_value < SIGNIFICANCE)):
-                is_winnable = best.difference.mean > 0 and bool(is_clear)
-                winnable[how] += is_winnable
-                won[how] += is_above and is_winnable
-            below += did is not None and did.high < 0
+            outcomes.append((did, best.difference, p_value))
             rows.append(
                 [
                     one.before.cell.set,
@@ -185,14 +177,26 @@ def rule_table(cells: Sequence[FinishedCell], taken: Sequence[Taken]) -> str:
             )
     rows.sort(key=lambda row: (goal_of(row[1]), row[:2]))
     header = ["photos", "task", "start", "method", "taken", "change in mAP", "not below", "best of the grid"]
-    summary = (
-        f"{len(rows)} rows: {above} clearly above the start (the interval lies above 0), {below} clearly "
-        f"below, {len(rows) - above - below} neither. In {winnable['alone']} rows the best of the grid is "
-        f"clearly above; in {won['alone']} of them what is taken is so too. But it is the best of several: "
-        f"after Holm's adjustment over the settings it is clearly above in {winnable['of all']} rows, and "
-        f"what is taken in {won['of all']} of them."
+    return f"{_counted(outcomes)}\n\n{markdown_table([header, *rows], num_texts=5)}"
+
+
+def _counted(outcomes: Sequence[tuple[PairedDifference | None, PairedDifference, float]]) -> str:
+    """Count where the rule won; per row what it did (None = the start), what the best did, its adjusted p."""
+    above = [did is not None and did.low > 0 for did, _, _ in outcomes]
+    below = sum(did is not None and did.high < 0 for did, _, _ in outcomes)
+    alone = [best.low > 0 for _, best, _ in outcomes]
+    of_all = [best.mean > 0 and p_value < SIGNIFICANCE for _, best, p_value in outcomes]
+    return (
+        f"{len(outcomes)} rows: {sum(above)} clearly above the start (the interval lies above 0), {below} "
+        f"clearly below, {len(outcomes) - sum(above) - below} neither. In {sum(alone)} rows the best of the "
+        f"grid is clearly above; in {_both(alone, above)} of them what is taken is so too. But it is the "
+        f"best of several: after Holm's adjustment over the settings it is clearly above in {sum(of_all)} "
+        f"rows, and what is taken in {_both(of_all, above)} of them."
     )
-    return f"{summary}\n\n{markdown_table([header, *rows], num_texts=5)}"
+
+
+def _both(some: Sequence[bool], others: Sequence[bool]) -> int:
+    return sum(one and other for one, other in zip(some, others, strict=True))
 
 
 def rules_table(rows: pd.DataFrame) -> str:
