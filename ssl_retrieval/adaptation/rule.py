@@ -216,7 +216,7 @@ def decide(
     if not passed:
         said = "; ".join(f"{name}: {objection}" for name, objection in objections.items())
         return Verdict(None, f"keep the start: no candidate is surely better ({said})", scores)
-    best = max(passed, key=lambda name: scores[name])
+    best = max(passed, key=lambda name: (scores[name], passed[name].steadiness))
     least = scores[best] - passed[best].uncertainty(goal)
     taken = max((name for name in passed if scores[name] >= least), key=lambda name: passed[name].steadiness)
     words = f"use {taken}: {passed[taken].praise(goal)}"
