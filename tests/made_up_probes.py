@@ -3,6 +3,7 @@
 import numpy as np
 
 from ssl_retrieval.adaptation.probe import FAMILIES, IDENTITY, Probe
+from ssl_retrieval.adaptation.rule import Comparison, Evidence
 from ssl_retrieval.postprocess import l2_normalize
 from ssl_retrieval.types import VectorArray
 
@@ -30,6 +31,15 @@ def changed(start: Probe, noise: float, seed: int = 1) -> Probe:
         for name, vectors in start.vectors.items()
     }
     return Probe(moved, start.ids)
+
+
+def evidence(start: Probe, adapted: Probe) -> Evidence:
+    """What the rule sees of adapted features."""
+    comparison = Comparison(start)
+    comparison.add("adapted", adapted)
+    found = comparison.found["adapted"]
+    assert found is not None
+    return found
 
 
 def unit(vectors: np.ndarray) -> VectorArray:

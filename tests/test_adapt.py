@@ -18,12 +18,11 @@ from timm.data.config import resolve_model_data_config
 
 from ssl_retrieval import backbones, checkpoint, train
 from ssl_retrieval.adaptation import adapt as adapting
-from ssl_retrieval.adaptation import outcome, plan, probe, rule, trial
+from ssl_retrieval.adaptation import outcome, plan, probe, trial
 from ssl_retrieval.adaptation.adapt import adapt
 from ssl_retrieval.adaptation.outcome import Outcome
 from ssl_retrieval.adaptation.plan import Pace
-from ssl_retrieval.adaptation.probe import Probe
-from ssl_retrieval.adaptation.rule import Verdict
+from ssl_retrieval.adaptation.rule import Comparison, Verdict
 from ssl_retrieval.network_input import InputSpec
 
 SIZE = 32
@@ -73,17 +72,17 @@ def go(photos: Path, out: Path, start: Path, **changes: Any) -> Outcome:
     return adapt(photos, out, **(given | changes))
 
 
-def use_the_longest(start: Probe, candidates: dict[str, Probe], goal: str) -> Verdict:
+def use_the_longest(comparison: Comparison, goal: str) -> Verdict:
     """A rule that says yes to what came last."""
-    scores = {name: 0.1 * place for place, name in enumerate(candidates)}
-    return Verdict(list(candidates)[-1], "use it: it came last", scores)
+    scores = {name: 0.1 * place for place, name in enumerate(comparison.found)}
+    return Verdict(list(comparison.found)[-1], "use it: it came last", scores)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, album: Path, start: Path) -> Outcome:
     """An adaptation whose rule said yes; read only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rule, "choose", use_the_longest)
+        patch.setattr(Comparison, "verdict", use_the_longest)
         return go(album, tmp_path_factory.mktemp("adapt") / "out", start)
 
 
@@ -190,7 +189,7 @@ def test_killed_it_goes_on_to_the_same_network(
         trained.append(cfg.out)
         return pretrain(cfg, deadline)
 
-    monkeypatch.setattr(rule, "choose", use_the_longest)
+    monkeypatch.setattr(Comparison, "verdict", use_the_longest)
     monkeypatch.setattr(trial, "run", count)
     monkeypatch.setattr(trial, "pretrain", note)
     with pytest.raises(KilledError):
@@ -212,10 +211,10 @@ def test_a_rule_that_says_no_leaves_the_start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def no(before: Probe, candidates: dict[str, Probe], goal: str) -> Verdict:
-        return Verdict(None, "keep the start: nothing was better", dict.fromkeys(candidates, -0.1))
+    def no(comparison: Comparison, goal: str) -> Verdict:
+        return Verdict(None, "keep the start: nothing was better", dict.fromkeys(comparison.found, -0.1))
 
-    monkeypatch.setattr(rule, "choose", no)
+    monkeypatch.setattr(Comparison, "verdict", no)
     made = go(album, tmp_path / "out", start)
     assert capsys.readouterr().err.count("broken.jpg: not an image") == 2, "for training, and for vectors"
     assert made.chosen is None
@@ -233,11 +232,11 @@ def test_the_goal_decides_what_is_tried_and_how_it_is_judged(
 ) -> None:
     judged = []
 
-    def no(before: Probe, candidates: dict[str, Probe], goal: str) -> Verdict:
+    def no(comparison: Comparison, goal: str) -> Verdict:
         judged.append(goal)
-        return Verdict(None, "keep the start: nothing was better", dict.fromkeys(candidates, -0.1))
+        return Verdict(None, "keep the start: nothing was better", dict.fromkeys(comparison.found, -0.1))
 
-    monkeypatch.setattr(rule, "choose", no)
+    monkeypatch.setattr(Comparison, "verdict", no)
     monkeypatch.setattr(plan, "TRIALS", {plan.FOR_COPIES: ((True, 1.0),)})
     made = go(album, tmp_path / "out", start, goal="copies")
     assert judged == ["copies"]

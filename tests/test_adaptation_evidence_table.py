@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
-from made_up_probes import probe
+from made_up_probes import evidence, probe
 
 from ssl_retrieval.adaptation import evidence_table
 from ssl_retrieval.adaptation.cells import Cell
-from ssl_retrieval.adaptation.rule import SIMILAR, STEADINESS, gather
+from ssl_retrieval.adaptation.rule import SIMILAR, STEADINESS
 from ssl_retrieval.adaptation.rule_fit import KnownRun, choice, fit, limits_of_others
 
 STUDY = Path(__file__).parent.parent / "docs" / "adaptation_evidence.csv"
@@ -17,8 +17,7 @@ STUDY = Path(__file__).parent.parent / "docs" / "adaptation_evidence.csv"
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     start = probe(groups=0.8, alteration=1.2)
-    found = gather(start, {"": probe(groups=1.2, alteration=1.2)})[""]
-    assert found is not None
+    found = evidence(start, probe(groups=1.2, alteration=1.2))
     cell = Cell("a", "net", "simclr", jitter=True, anchor=0.5, seed=2)
     runs = [
         KnownRun(cell, found, True, 0.1, False),

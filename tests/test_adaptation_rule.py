@@ -1,23 +1,26 @@
 """The rule on made-up features of known quality: better, as good, worse, collapsed, broken."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from made_up_probes import NAMES, changed, probe, unit
+from made_up_probes import NAMES, changed, evidence, probe, unit
 
+from ssl_retrieval.adaptation import rule
 from ssl_retrieval.adaptation.probe import FAMILIES, IDENTITY, Probe
 from ssl_retrieval.adaptation.rule import (
     COPIES,
     LEAST_PHOTOS,
     SIMILAR,
     STEADINESS,
+    Comparison,
     Evidence,
     choose,
     colour_matters,
     decide,
-    gather,
 )
+from ssl_retrieval.adaptation.views import silhouettes
 from ssl_retrieval.errors import UserError
 
 START = probe(groups=0.8, alteration=1.2)
@@ -86,13 +89,22 @@ def test_what_is_better_depends_on_what_is_searched() -> None:
         choose(START, candidates, "kinds")
 
 
+def test_each_network_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Mock(side_effect=silhouettes)
+    monkeypatch.setattr(rule, "silhouettes", measured)
+    comparison = Comparison(START)
+    for count, (name, candidate) in enumerate({"worse": probe(0.4, 1.2), "better": BETTER}.items(), start=2):
+        comparison.add(name, candidate)
+        verdict = comparison.verdict()
+        assert measured.call_count == count
+    assert verdict == choose(START, {"worse": probe(0.4, 1.2), "better": BETTER})
+
+
 def test_the_limit_of_steadiness_decides() -> None:
-    found = gather(START, {"better": BETTER})
-    (evidence,) = found.values()
-    assert evidence is not None
-    assert evidence.steadiness > STEADINESS
-    assert decide(found, SIMILAR, evidence.steadiness).name == "better"
-    refused = decide(found, SIMILAR, evidence.steadiness + 1e-6)
+    better = evidence(START, BETTER)
+    assert better.steadiness > STEADINESS
+    assert decide({"better": better}, SIMILAR, better.steadiness).name == "better"
+    refused = decide({"better": better}, SIMILAR, better.steadiness + 1e-6)
     assert refused.name is None
     assert "drifted off" in refused.reason
 
@@ -109,8 +121,7 @@ def test_the_limit_of_steadiness_decides() -> None:
 def test_neighbours_and_groups_gain_each_and_surely_together(
     agreement: float, clusters: float, low: float, objection: str
 ) -> None:
-    (found,) = gather(START, {"better": BETTER}).values()
-    assert found is not None
+    found = evidence(START, BETTER)
     assert found.together.mean == pytest.approx(found.agreement.mean + found.clusters.mean)
     both = agreement + clusters
     seen = dataclasses.replace(
@@ -131,8 +142,7 @@ def test_neighbours_and_groups_gain_each_and_surely_together(
 def test_of_networks_that_find_copies_equally_well_the_steadier_is_taken(
     gain: float, steadiness: float, taken: str
 ) -> None:
-    (found,) = gather(START, {"firmer": FIRMER}).values()
-    assert found is not None
+    found = evidence(START, FIRMER)
 
     def other(gain: float, steadiness: float) -> Evidence:
         # The standard error is 0.01.

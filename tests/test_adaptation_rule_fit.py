@@ -4,22 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from made_up_probes import probe
+from made_up_probes import evidence, probe
 
 from ssl_retrieval.adaptation.cells import Cell
-from ssl_retrieval.adaptation.rule import COPIES, SIMILAR, Evidence, gather
+from ssl_retrieval.adaptation.rule import COPIES, SIMILAR
 from ssl_retrieval.adaptation.rule_fit import KnownRun, choice, fit, limits_of_others
 
-START = probe(groups=0.8, alteration=1.2)
-
-
-def evidence(steadiness: float = 2.0) -> Evidence:
-    found = gather(START, {"": probe(groups=1.2, alteration=1.2)})[""]
-    assert found is not None
-    return dataclasses.replace(found, steadiness=steadiness)
-
-
-BETTER = evidence()
+BETTER = evidence(probe(groups=0.8, alteration=1.2), probe(groups=1.2, alteration=1.2))
 
 
 def run(

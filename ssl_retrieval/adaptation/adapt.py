@@ -186,20 +186,23 @@ class _Adaptation:
             )
             return [], Verdict(None, reason, {}), []
         trials: list[Trial] = []
-        for number, setting in enumerate(planned.settings, start=1):
-            made = self._trial(setting.name, setting, f"trial-{number}", judge, planned)
+        comparison = rule.Comparison(before)
+
+        def train(name: str, setting: Setting, place: str) -> None:
+            made = self._trial(name, setting, place, judge, planned)
             if made is not None:
                 trials.append(made)
-        verdict = rule.choose(before, {made.name: made.probe() for made in trials}, self.job.goal)
+                comparison.add(name, made.probe())
+
+        for number, setting in enumerate(planned.settings, start=1):
+            train(setting.name, setting, f"trial-{number}")
+        verdict = comparison.verdict(self.job.goal)
         # What is best so far is tried through more layers, and what is best then with more steps.
         for place, further, suffix in (("deeper", deeper, ""), ("longer", longer, ", longer")):
             more = self._further(place, further, trials, verdict, planned)
-            if more is None:
-                continue
-            made = self._trial(f"{more.name}{suffix}", more, place, judge, planned)
-            if made is not None:
-                trials.append(made)
-                verdict = rule.choose(before, {made.name: made.probe() for made in trials}, self.job.goal)
+            if more is not None:
+                train(f"{more.name}{suffix}", more, place)
+                verdict = comparison.verdict(self.job.goal)
         nothing = float("nan")
         tried = [
             Tried.of(made, verdict.scores.get(made.name, nothing), signals(before, made.probe()))

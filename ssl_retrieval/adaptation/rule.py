@@ -21,7 +21,8 @@ All gains are paired tests over photos. In doubt the start is kept.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
@@ -147,6 +148,65 @@ class Verdict:
     scores: dict[str, float]
 
 
+@dataclass(eq=False)
+class Comparison:
+    """Candidates against the start: each is measured once, however often a verdict is asked for.
+
+    Attributes:
+        start: Probe of the network as it was.
+        found: Candidate -> what is seen of it; None where there are values that are no numbers.
+    """
+
+    start: Probe
+    found: dict[str, Evidence | None] = field(default_factory=dict, init=False)
+
+    def add(self, name: str, candidate: Probe) -> None:
+        """Compare a candidate with the start.
+
+        Args:
+            name: What it is called.
+            candidate: Probe of the same photos.
+        """
+        self.found[name] = self._see(candidate) if comparable(self.start, candidate) else None
+
+    def verdict(self, goal: str = SIMILAR) -> Verdict:
+        """Choose among the candidates so far, or keep the start where none is clearly better.
+
+        Args:
+            goal: ``similar`` or ``copies``.
+        """
+        reason = self._refusal()
+        if reason:
+            return Verdict(None, f"keep the start: {reason}", dict.fromkeys(self.found, math.nan))
+        return decide(self.found, goal)
+
+    def _refusal(self) -> str:
+        """Say why nothing can be compared; empty = something can."""
+        if not self.found:
+            return "there is no candidate"
+        if len(self.start) < LEAST_PHOTOS:
+            return (
+                f"{_counted(len(self.start))} are too few to tell whether adapting helped "
+                f"(at least {LEAST_PHOTOS} are needed)"
+            )
+        return "" if self.start.is_finite else "its own vectors are not finite, check the network"
+
+    @cached_property
+    def _before(self) -> "_Measured":
+        return _Measured.of(self.start)
+
+    def _see(self, candidate: Probe) -> Evidence:
+        before, after = self._before, _Measured.of(candidate)
+        return Evidence(
+            after.log_rank - before.log_rank,
+            steadiness(self.start, candidate),
+            paired_test(after.agreement, before.agreement, level=LEVEL),
+            paired_test(after.silhouettes, before.silhouettes, level=LEVEL),
+            paired_test(after.together, before.together, level=LEVEL),
+            paired_test(after.found_again, before.found_again, level=LEVEL),
+        )
+
+
 def choose(start: Probe, candidates: dict[str, Probe], goal: str = SIMILAR) -> Verdict:
     """Choose among adapted features, or keep the start where none is clearly better.
 
@@ -155,43 +215,10 @@ def choose(start: Probe, candidates: dict[str, Probe], goal: str = SIMILAR) -> V
         candidates: Name -> probe of the same photos.
         goal: ``similar`` or ``copies``.
     """
-    unknown = dict.fromkeys(candidates, math.nan)
-    if not candidates:
-        return Verdict(None, "keep the start: there is no candidate", unknown)
-    if len(start) < LEAST_PHOTOS:
-        words = (
-            f"keep the start: {_counted(len(start))} are too few to tell whether adapting helped "
-            f"(at least {LEAST_PHOTOS} are needed)"
-        )
-        return Verdict(None, words, unknown)
-    if not start.is_finite:
-        return Verdict(None, "keep the start: its own vectors are not finite, check the network", unknown)
-    return decide(gather(start, candidates), goal)
-
-
-def gather(start: Probe, candidates: dict[str, Probe]) -> dict[str, Evidence | None]:
-    """Compare candidates with the start; None where there are values that are no numbers.
-
-    Args:
-        start: Of the network as it was, finite.
-        candidates: Name -> probe of the same photos.
-    """
-    before = _Measured.of(start)
-    found: dict[str, Evidence | None] = {}
+    comparison = Comparison(start)
     for name, candidate in candidates.items():
-        if not comparable(start, candidate):
-            found[name] = None
-            continue
-        after = _Measured.of(candidate)
-        found[name] = Evidence(
-            after.log_rank - before.log_rank,
-            steadiness(start, candidate),
-            paired_test(after.agreement, before.agreement, level=LEVEL),
-            paired_test(after.silhouettes, before.silhouettes, level=LEVEL),
-            paired_test(after.together, before.together, level=LEVEL),
-            paired_test(after.found_again, before.found_again, level=LEVEL),
-        )
-    return found
+        comparison.add(name, candidate)
+    return comparison.verdict(goal)
 
 
 def decide(
@@ -200,7 +227,7 @@ def decide(
     """Choose by what is seen of each candidate.
 
     Args:
-        found: Name -> evidence, from `gather`.
+        found: Name -> evidence, as of `Comparison.found`.
         goal: ``similar`` or ``copies``.
         least_steadiness: What must be reached of it.
     """

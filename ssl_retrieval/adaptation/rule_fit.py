@@ -13,10 +13,10 @@ from ssl_retrieval.adaptation.rule import (
     COPIES,
     SIMILAR,
     STEADINESS,
+    Comparison,
     Evidence,
     colour_matters,
     decide,
-    gather,
 )
 from ssl_retrieval.adaptation.selection import LOSS_WEIGHT
 from ssl_retrieval.adaptation.study_table import effect_of, paired
@@ -70,7 +70,7 @@ def known_runs(cells: Sequence[FinishedCell]) -> list[KnownRun]:
     for start, trained in starts.values():
         probe = start.probe()
         keeps_colours, _ = colour_matters(probe)
-        evidence = gather(probe, {adapted.cell.name: adapted.probe() for adapted in trained})
+        comparison = Comparison(probe)
         for adapted in trained:
             changes = [
                 effect_of(start, [adapted], task).difference
@@ -79,7 +79,8 @@ def known_runs(cells: Sequence[FinishedCell]) -> list[KnownRun]:
             ]
             delta = float(np.mean([change.mean for change in changes])) if changes else math.nan
             is_worse = any(change.high < 0 for change in changes)
-            seen = evidence[adapted.cell.name]
+            comparison.add(adapted.cell.name, adapted.probe())
+            seen = comparison.found[adapted.cell.name]
             found.append(KnownRun(adapted.cell, seen, keeps_colours, delta, is_worse))
     return found
 
