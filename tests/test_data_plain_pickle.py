@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -162,6 +162,9 @@ TRICKS = {
     "call of a list": b"](K\x01tR.",
     "array that is no array": b"cnumpy\ndtype\n(]tR.",
     "shape larger than its bytes": pickle.dumps(np.arange(3), 2).replace(b"K\x03\x85", b"K\x77\x85", 1),
+    "a name alone": b"cnumpy\nndarray\n.",
+    "a name among values": b"](K\x01}K\x02cnumpy\nndarray\n\x85se.",
+    "a type of numbers alone": pickle.dumps(np.dtype("<i4"), 2),
     "cut short": pickle.dumps(GROUND_TRUTH)[:-9],
     "empty": b"",
     "text": b"no pickle at all",
@@ -176,6 +179,7 @@ def test_tricks_end_in_one_line(tmp_path: Path, trick: str) -> None:
     assert "\n" not in str(refused.value)
 
 
+@example(b"", 199, 46)  # ends with a name
 @given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 255))
 def test_damage_never_gives_anything_but_plain_values_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, tail: bytes, place: int, byte: int

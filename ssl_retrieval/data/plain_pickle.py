@@ -89,7 +89,9 @@ def read(file: Path) -> Any:
         raise UserError(f"{str(file)!r} has more than {MAX_BYTES} bytes: give the published ground truth")
     try:
         _check_opcodes(data)
-        return _PlainUnpickler(data).load()
+        value = _PlainUnpickler(data).load()
+        _check_values(value)
+        return value
     except _UnfitError as error:
         reason = str(error)
     except Exception as error:  # a damaged pickle raises nearly any type
@@ -108,6 +110,18 @@ def _check_opcodes(data: bytes) -> None:
         # A memo is as long as its largest index says, so a wild one would fill the memory.
         if "PUT" in opcode.name and int(argument or 0) > len(data):
             raise _UnfitError("it counts more values than it has bytes")
+
+
+def _check_values(value: Any) -> None:
+    # A file may end, or fill a list, with a stand-in that it never calls.
+    waiting, seen = [value], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, _Name | _NumberType):
+            raise _UnfitError("it holds a function or a type instead of a value")
+        if isinstance(one, dict | list | tuple) and id(one) not in seen:
+            seen.add(id(one))
+            waiting.extend([*one, *one.values()] if isinstance(one, dict) else one)
 
 
 class _PlainUnpickler(pickle.Unpickler):
