@@ -1,11 +1,11 @@
 """CIFAR-10, Grocery Store and UKBench: small look-alikes, then the real ones where they are at hand."""
 
-import tarfile
 from pathlib import Path
 
 import look_alike_classes
 import look_alikes
 import pytest
+import tarballs
 from look_alikes import lists, make
 
 from ssl_retrieval.data import cifar10, grocery, ukbench
@@ -178,8 +178,7 @@ def _unpack(name: str, to: Path) -> Path:
     archive = ARCHIVES / name
     if not archive.exists():
         pytest.skip(f"{name} is not beside the repository (../shared/data)")
-    with tarfile.open(archive) as tar:
-        tar.extractall(to, filter="data")
+    tarballs.unpack(archive, to)
     return to
 
 

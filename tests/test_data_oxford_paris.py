@@ -1,11 +1,11 @@
 """Oxford5k and Paris6k: look-alikes, then the real ground truth of Oxford5k where it is at hand."""
 
-import tarfile
 from pathlib import Path
 
 import look_alikes
 import numpy as np
 import pytest
+import tarballs
 from look_alikes import OXFORD as NAMES
 from look_alikes import lists
 from made_up_photos import photo
@@ -137,8 +137,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not ARCHIVE.exists():
         pytest.skip("oxford5k_groundtruth.tar.xz is not beside the repository (../shared/data)")
     root = tmp_path_factory.mktemp("oxford5k")
-    with tarfile.open(ARCHIVE) as tar:
-        tar.extractall(root, filter="data")
+    tarballs.unpack(ARCHIVE, root)
     (root / "jpg").mkdir()
     for query in oxford_paris.read_ground_truth(root / "oxford5k-groundtruth"):
         for name in (query.image, *query.good, *query.ok, *query.junk):

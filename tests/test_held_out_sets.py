@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import tarballs
 from PIL import Image
 from tool_scripts import load_tool
 
@@ -75,8 +76,7 @@ def test_tables_are_read_by_the_loader(
     def unpack_npm_only(folder: Path, out: Path) -> None:
         for name in ("wesnoth-1.16-data", "tuxpaint-stamps-default"):
             (out / name).symlink_to(folder / name, target_is_directory=True)
-        with tarfile.open(folder / "pokesprite-images-1.0.0.tgz") as archive:
-            archive.extractall(out / "pokesprite-images", filter="data")
+        tarballs.unpack(folder / "pokesprite-images-1.0.0.tgz", out / "pokesprite-images")
 
     monkeypatch.setattr(tool, "unpack", unpack_npm_only)
     monkeypatch.setattr("sys.argv", ["held_out_sets.py", str(packages), str(tmp_path / "sets")])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ssl_retrieval.mined_pairs import ALPHA, GAMMA, hard_positives, mutual_neighbours
@@ -33,6 +33,7 @@ def test_mutual_neighbours_are_among_each_others_nearest(count: int, k: int, spa
 
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(5, 16), k=st.integers(1, 4), seed=st.integers(0, 99))
+@example(count=7, k=3, seed=65)  # an image with a twin that nothing else reaches
 def test_hard_positives_are_reached_by_diffusion_and_not_nearest(count: int, k: int, seed: int) -> None:
     vectors = photos(count, seed)
     near = nearest(vectors, k)
@@ -40,17 +41,21 @@ def test_hard_positives_are_reached_by_diffusion_and_not_nearest(count: int, k: 
     listed = np.zeros((count, count), bool)
     for image, row in enumerate(near):
         listed[image, row] = True
-    wanted = set()
+    sure, possible = set(), set()
     for image in range(count):
         weights = np.where(listed & listed.T, cosines, 0)
         weights[image] = weights[:, image] = 0
         roots = np.array([d**-0.5 if d > 1e-9 else 0.0 for d in weights.sum(axis=1)])
         seeds = np.where(listed[image], cosines[image], 0)
         reached = np.linalg.solve(np.eye(count) - ALPHA * roots[:, None] * weights * roots, seeds)
-        first = [i for i in np.argsort(-reached, kind="stable")[:k] if reached[i] > 1e-9]
-        wanted |= {tuple(sorted((image, int(i)))) for i in first if i not in near[image]}
+        # The solver stops after some steps: what differs by less than it can tell may stand either way.
+        unsure = 1e-4 * reached.max()
+        last, next_one = np.sort(reached)[::-1][k - 1 : k + 1]
+        others = [i for i in range(count) if i != image and i not in near[image]]
+        sure |= {tuple(sorted((image, i))) for i in others if reached[i] > next_one + unsure}
+        possible |= {tuple(sorted((image, i))) for i in others if reached[i] > max(last - unsure, 1e-9)}
     found = hard_positives(vectors, k, spared=3)
-    assert {tuple(pair) for pair in found.pairs.tolist()} == wanted
+    assert sure <= {tuple(pair) for pair in found.pairs.tolist()} <= possible
     assert found.nearest.shape == (count, 3)
 
 

@@ -1,11 +1,11 @@
 """Real images, real weights: the scores that others measured, within 0.02 where the input is the same."""
 
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tarballs
 import torch
 
 from ssl_retrieval.data import cifar10, grocery, ukbench
@@ -35,8 +35,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Unpacked:
             pytest.skip(f"{archive.name} is not beside the repository (../shared/data)")
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
-            with tarfile.open(archive) as tar:
-                tar.extractall(folders[name], filter="data")
+            tarballs.unpack(archive, folders[name])
         inside = folders[name] / name
         return inside if inside.is_dir() else folders[name]
 

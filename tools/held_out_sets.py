@@ -18,7 +18,6 @@ sprites     small drawings of monsters (pokesprite): one in other colours search
 import argparse
 import re
 import subprocess
-import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,8 +58,10 @@ def unpack(packages: Path, out: Path) -> None:
     for name in ("tuxpaint-stamps-default", "wesnoth-1.16-data"):
         archive = the_one(packages, f"{name}_*.deb")
         subprocess.run(["dpkg-deb", "-x", archive, out / name], check=True)
-    with tarfile.open(the_one(packages, "pokesprite-images-*.tgz")) as file:
-        file.extractall(out / "pokesprite-images", filter="data")
+    sprites = out / "pokesprite-images"
+    sprites.mkdir()
+    # Pythons before 3.11.4 cannot keep an archive's entries inside; tar does.
+    subprocess.run(["tar", "-xf", the_one(packages, "pokesprite-images-*.tgz"), "-C", sprites], check=True)
 
 
 def evenly(items: Iterable[Path], count: int) -> list[Path]:
