@@ -48,8 +48,9 @@ def test_hard_positives_are_reached_by_diffusion_and_not_nearest(count: int, k: 
         roots = np.array([d**-0.5 if d > 1e-9 else 0.0 for d in weights.sum(axis=1)])
         seeds = np.where(listed[image], cosines[image], 0)
         reached = np.linalg.solve(np.eye(count) - ALPHA * roots[:, None] * weights * roots, seeds)
-        # The solver stops after some steps: what differs by less than it can tell may stand either way.
-        unsure = 1e-4 * reached.max()
+        # The solver stops at a residual of a millionth, and no eigenvalue of its system is below 1 - ALPHA.
+        # So each value is as near as half of this, and two that are nearer than this may stand either way.
+        unsure = 2 * 1e-6 / (1 - ALPHA) * np.linalg.norm(seeds)
         last, next_one = np.sort(reached)[::-1][k - 1 : k + 1]
         others = [i for i in range(count) if i != image and i not in near[image]]
         sure |= {tuple(sorted((image, i))) for i in others if reached[i] > next_one + unsure}
